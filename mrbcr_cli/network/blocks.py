@@ -1,0 +1,71 @@
+"""The nonstandard-form block: an operator kept as small convolutions on the wavelet bands of every level.
+
+Invariant: with all convolutions zero the block returns its input exactly, because each level adds its contribution to
+what the coarser levels rebuilt. Nothing in here sees the border: the network pads the image before the first bank.
+
+Sources: Beylkin, Coifman, Rokhlin 1991, sec. 2 (nonstandard form: every level holds its A, B and Gamma bands, only the
+coarsest keeps its LL-to-LL operator T); Fan, Orozco Bohorquez, Ying, J. Comput. Phys. 384:1-15, 2019 (BCR-Net: bands
+become channels, banded matrices become small convolutions).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mrbcr_cli.network.wavelets import BANDS, WaveletBank
+
+_SMALL_START = 0.1
+"""Factor on the last weights of each residual branch, so that an untrained block is close to the identity."""
+
+
+class ResidualPair(nn.Module):
+    """z + conv3x3(ReLU(conv3x3(z))) on (N, channels, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            self.second.weight.mul_(_SMALL_START)
+            self.second.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, bands: Tensor) -> Tensor:
+        branch: Tensor = self.second(torch.relu(self.first(bands)))
+        return bands + branch
+
+
+class NonstandardBlock(nn.Module):
+    """An operator in nonstandard form on `alpha` channels, from level-1 bands to level-1 bands.
+
+    The block takes and returns bands, not images: the bank is orthonormal, so synthesising an image between two blocks
+    and analysing it again would change nothing. `pairs[l]` is the number of residual pairs at level l + 1; its length
+    is the number of levels.
+    """
+
+    def __init__(self, alpha: int, pairs: tuple[int, ...]) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.bank = WaveletBank(alpha)
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(ResidualPair(BANDS * alpha) for _ in range(count))) for count in pairs
+        )
+        self.coarsest = nn.Conv2d(alpha, alpha, 3, padding=1)
+        with torch.no_grad():
+            self.coarsest.weight.mul_(_SMALL_START)
+            self.coarsest.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, bands: Tensor) -> Tensor:
+        """Map (N, 4 * alpha, H, W) to the same shape; H and W divisible by 2 ** (levels - 1)."""
+        return self._level(bands, 0)
+
+    def _level(self, bands: Tensor, level: int) -> Tensor:
+        low = bands[:, : self.alpha]
+        if level + 1 < len(self.levels):
+            coarse = self.bank.synthesis(self._level(self.bank.analysis(low), level + 1))
+            change = coarse - low
+        else:
+            change = self.coarsest(low)
+        out: Tensor = self.levels[level](bands)
+        # Out of place on purpose: the residual pair may hand its input on, and autograd needs it intact.
+        return torch.cat((out[:, : self.alpha] + change, out[:, self.alpha :]), dim=1)
