@@ -1,0 +1,315 @@
+"""Read one image of an OME-Zarr store (0.4 on zarr v2, 0.5 on zarr v3, or a bare zarr array) region by region.
+
+Invariant: `read` touches only the chunks that its region overlaps, and either returns exactly their pixels or raises
+InputError; it never fills in for data that are damaged. A chunk that does not exist is `fill_value`, as zarr defines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrbcr_cli.errors import InputError
+from mrbcr_cli.images import omezarr_meta as meta
+from mrbcr_cli.images.base import CANONICAL_AXES, ImageInfo, Region
+from mrbcr_cli.images.omezarr_meta import is_zarr
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
+
+__all__ = ["OmeZarrReader", "configure_zarr", "is_zarr", "open_omezarr", "open_zarr_array"]
+
+_SAMPLES = 256
+_SIZES = 2048
+_HEAD_BYTES = 4096
+
+_configure_lock = threading.Lock()
+_configured = False
+
+
+def configure_zarr() -> None:
+    """Bound zarr's threads and chunks in flight for this process; every entry to zarr in the tool calls this first.
+
+    zarr's default pool has min(32, cores + 4) threads and, for shards, 10 x 10 chunks in flight, each holding its
+    encoded and its decoded bytes. As many threads as cores, at most 8, and as many chunks per level are as fast.
+    """
+    global _configured
+    with _configure_lock:
+        if _configured:
+            return
+        import zarr
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = max(2, min(8, cores))
+        zarr.config.set({"threading.max_workers": workers, "async.concurrency": workers})
+        _configured = True
+
+
+def open_omezarr(path: str | Path, *, series: int | None = None, axes: str | None = None) -> OmeZarrReader:
+    """Open image `series` (default 0) of the store at `path`, at its highest resolution.
+
+    `axes` names the axes of the array on disk, in their order there, where the file does not or is wrong (e.g. "ZYX").
+    Raises InputError, before any pixel is read, for everything that this tool cannot deconvolve.
+    """
+    root = _root(path)
+    top = meta.read_node(root)
+    if top is None:
+        raise InputError(f"{root}: not a zarr store (no zarr.json, .zgroup or .zarray in it)")
+    images, found_notes = meta.list_images(top)
+    notes = list(found_notes)
+    index = 0 if series is None else series
+    if not 0 <= index < len(images):
+        raise InputError(f"{root}: no image {index}; it has {len(images)} (--series 0 to {len(images) - 1})")
+    if series is None and len(images) > 1:
+        notes.append(f"the store holds {len(images)} images; reading image 0 (choose with --series)")
+
+    source = _locate(root, images[index])
+    array = open_zarr_array(source.array.path, source.array.zarr_format)
+    dtype = _checked_dtype(array, source.array.path)
+    stored, axis_notes = _axes(source, array.ndim, axes)
+    notes += axis_notes
+    order = tuple(stored.index(letter) for letter in CANONICAL_AXES if letter in stored)
+    sizes = meta.calibration(source.multiscale, source.dataset, stored, source.group.path)
+    count = array.shape[stored.index("C")] if "C" in stored else 1
+    names, colors, channel_notes = meta.channels(source.group.ome.get("omero"), count)
+    ome_xml, xml_notes = meta.read_ome_xml(root, source.group.path, root)
+    info = ImageInfo(
+        path=str(path),
+        format="ome-zarr-0.5" if source.array.zarr_format == 3 else "ome-zarr-0.4",
+        axes="".join(stored[i] for i in order),
+        shape=tuple(array.shape[i] for i in order),
+        dtype=dtype,
+        chunks=tuple(max(1, min(array.chunks[i], array.shape[i])) for i in order),
+        stored_axes=stored,
+        scale=tuple(sizes.scale[i] for i in order),
+        units=tuple(sizes.units[i] for i in order),
+        channel_names=names,
+        channel_colors=colors,
+        ome_xml=ome_xml,
+        series=index,
+        series_count=len(images),
+        notes=(*notes, *sizes.notes, *channel_notes, *xml_notes),
+    )
+    return OmeZarrReader(info, source, array, order)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The documents that describe the chosen image; a bare array has no multiscale and no dataset entry."""
+
+    group: meta.Node
+    array: meta.Node
+    multiscale: dict[str, Any]
+    dataset: dict[str, Any]
+
+
+class OmeZarrReader:
+    """An open image (`ImageReader` of images/base.py). Threads may share it; processes open their own."""
+
+    def __init__(self, info: ImageInfo, source: _Source, array: zarr.Array[Any], order: tuple[int, ...]) -> None:
+        self._info = info
+        self._source = source
+        self._array = array
+        self._order = order
+
+    @property
+    def info(self) -> ImageInfo:
+        return self._info
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """Pixels of `region` in canonical axes, `info.dtype`, native byte order, C-contiguous.
+
+        Raises InputError where a chunk is truncated or cannot be decoded, ValueError for a region outside the image.
+        """
+        check_region(region, self._info.shape)
+        selection = [slice(0)] * len(region)
+        for part, axis in zip(region, self._order, strict=True):
+            selection[axis] = part
+        stored = read_pixels(self._array, tuple(selection), self._source.array.path)
+        return np.ascontiguousarray(stored.transpose(self._order), dtype=self._info.dtype)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the metadata documents and of a sample of the chunk files of the array.
+
+        Positions are sampled evenly over the chunk grid: sizes of up to 2048 files, and the first and last 4 KiB (a
+        shard keeps the index of its chunks at its end) of up to 256 that exist. Neither path nor time is part of it.
+        """
+        digest = hashlib.sha256()
+        for part in (*self._source.group.documents, *self._source.array.documents):
+            _update(digest, part)
+        _update(digest, (self._info.ome_xml or "").encode())
+        _update(digest, self._info.stored_axes.encode())
+        present: list[tuple[Path, int]] = []
+        for file in _chunk_files(self._array, self._source.array.path, _SIZES):
+            size = _size(file)
+            _update(digest, b"absent" if size is None else str(size).encode())
+            if size is not None:
+                present.append((file, size))
+        for i in _evenly(len(present), _SAMPLES):
+            _update(digest, _ends(*present[i]))
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the store; nothing stays open between reads."""
+        self._array.store.close()
+
+
+def check_region(region: Region, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `region` has one plain slice per axis that lies inside `shape` and is not empty."""
+    plain = len(region) == len(shape) and all(part.step in (None, 1) for part in region)
+    if not plain or not all(0 <= part.start < part.stop <= size for part, size in zip(region, shape, strict=True)):
+        raise ValueError(f"region {region} does not lie inside an image of shape {shape}")
+
+
+def open_zarr_array(folder: Path, zarr_format: int) -> zarr.Array[Any]:
+    """Open the array at `folder` for reading. Raises InputError naming it where zarr cannot (say, an unknown codec)."""
+    configure_zarr()
+    import zarr
+
+    try:
+        return zarr.open_array(_checked_store(folder), mode="r", zarr_format=2 if zarr_format == 2 else 3)
+    except Exception as exc:  # a damaged or exotic document can make zarr raise nearly anything
+        raise InputError(f"{folder}: zarr cannot open this array ({_reason(exc)})") from exc
+
+
+def read_pixels(array: zarr.Array[Any], selection: Region, where: Path) -> NDArray[Any]:
+    """`array[selection]` in stored axis order. Raises InputError naming array and region where a chunk is damaged."""
+    try:
+        return np.asarray(array[selection])
+    except MemoryError:
+        raise
+    except Exception as exc:  # each codec raises its own kind: ValueError, RuntimeError, zlib.error, OSError, ...
+        region = ", ".join(f"{part.start}:{part.stop}" for part in selection)
+        message = f"{where}: a chunk within [{region}] is damaged or unreadable ({_reason(exc)}); restore the file"
+        raise InputError(message) from exc
+
+
+def _checked_store(folder: Path) -> Store:
+    """A read-only store that refuses short files: zarr takes a chunk cut to nothing inside a shard for absent."""
+    from zarr.abc.store import ByteRequest, RangeByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+    from zarr.storage import LocalStore, WrapperStore
+
+    class CheckedStore(WrapperStore[LocalStore]):
+        async def get(
+            self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+        ) -> Buffer | None:
+            found = await self._store.get(key, prototype, byte_range)
+            if found is not None:
+                wanted = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
+                if len(found) < wanted:
+                    raise ValueError(f"file {key} is cut short")
+            return found
+
+    return CheckedStore(LocalStore(folder, read_only=True))
+
+
+def _root(path: str | Path) -> Path:
+    text = str(path)
+    if "://" in text:
+        raise InputError(f"{text}: remote stores are not supported yet; copy or mount it and give a local path")
+    root = Path(path)
+    if root.is_file():
+        hint = "give its folder" if root.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup") else "unpack it first"
+        raise InputError(f"{root}: a file, not an OME-Zarr folder; {hint}")
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    return root
+
+
+def _locate(root: Path, ref: meta.ImageRef) -> _Source:
+    """The array of the highest resolution of an image, with the group that describes it."""
+    node = meta.read_node(ref.path)
+    if node is None:
+        raise InputError(f"{ref.path}: named in the store's metadata but not there; the store is incomplete")
+    if ref.multiscale is None or node.kind == "array":
+        return _Source(node, node, {}, {})
+    if node.attributes.get(meta.UNFINISHED):
+        raise InputError(
+            f"{node.path}: unfinished output of mrbcr; rerun the command that was writing it to complete it"
+        )
+    multiscale = meta.multiscale_of(node, ref.multiscale)
+    dataset = meta.datasets_of(multiscale, node.path)[0]
+    folder = meta.child(root, node.path, dataset.get("path"))
+    array = meta.read_node(folder)
+    if array is None or array.kind != "array":
+        raise InputError(f"{folder}: the metadata name this array but it is not there; the store is incomplete")
+    return _Source(node, array, multiscale, dataset)
+
+
+def _axes(source: _Source, ndim: int, wanted: str | None) -> tuple[str, list[str]]:
+    where = source.group.path
+    if wanted is not None:
+        note = [] if source.multiscale else ["no OME metadata; pixel size unknown"]
+        return meta.parse_axes(wanted, ndim, where), note
+    if source.multiscale:
+        return meta.stored_axes(source.multiscale, ndim, where), []
+    letters, note_text = meta.bare_axes(source.array, ndim)
+    return letters, [note_text]
+
+
+def _checked_dtype(array: zarr.Array[Any], where: Path) -> np.dtype[Any]:
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(f"{where}: pixels of type {dtype} cannot be deconvolved; convert to integer or float")
+    if 0 in array.shape:
+        raise InputError(f"{where}: shape {array.shape} has an axis of length zero; there is nothing to deconvolve")
+    return dtype.newbyteorder("=")
+
+
+def _chunk_files(array: zarr.Array[Any], folder: Path, most: int) -> Iterator[Path]:
+    """Files of up to `most` positions spread evenly over the grid of chunks (of shards where there are any)."""
+    unit = array.shards or array.chunks
+    grid = tuple(-(-size // step) for size, step in zip(array.shape, unit, strict=True))
+    for i in _evenly(int(np.prod(grid, dtype=object)), most):
+        position: list[int] = []
+        for count in reversed(grid):  # big integers: np.unravel_index overflows on the largest grids
+            i, at = divmod(i, count)
+            position.append(at)
+        yield folder / array.metadata.encode_chunk_key(tuple(reversed(position)))
+
+
+def _evenly(count: int, most: int) -> Iterator[int]:
+    """Up to `most` different indices below `count`, first and last among them."""
+    if count <= most:
+        return iter(range(count))
+    return (i * (count - 1) // (most - 1) for i in range(most))
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
+
+
+def _ends(file: Path, size: int) -> bytes:
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(_HEAD_BYTES)
+            handle.seek(max(0, size - _HEAD_BYTES))
+            return head + handle.read(_HEAD_BYTES)
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
+
+
+def _update(digest: hashlib._Hash, part: bytes) -> None:
+    digest.update(len(part).to_bytes(8, "little"))
+    digest.update(part)
+
+
+def _reason(exc: Exception) -> str:
+    """One line for the user: what went wrong, without the traceback."""
+    text = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {text[0][:160]}" if text else type(exc).__name__
