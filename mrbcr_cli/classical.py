@@ -1,0 +1,347 @@
+"""Deconvolution with a known point spread function: Richardson-Lucy and Wiener, on torch.
+
+Invariant: `restore` returns the block's own shape and units in float32, and what it computes for a pixel depends only
+on the pixels around it and on whole-image values (never on statistics of the block), so that blocks fit together.
+
+Sources: Richardson 1972 (JOSA 62, 55) and Lucy 1974 (AJ 79, 745), the iteration; Bertero and Boccacci 2005 (A&A 437,
+369), the weights at the border; Dey et al. 2006 (Microsc. Res. Tech. 69, 260), total variation; Wang and Miller 2014
+(IEEE TIP 23, 848), the scaled heavy ball, an acceleration whose step needs no sum over the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from mrbcr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from mrbcr_cli.intensity import IntensityRange
+    from mrbcr_cli.psf_grid import Psf
+
+MIN_WEIGHT = 0.01
+"""Outside the block an estimate that reaches it with less than this share of its light is left as it started."""
+SLOWEST_FALL = 0.1
+"""The heavy ball may not push a value below this fraction of itself: a value that reaches 0 could never rise again."""
+START_FROM_PSF = 0.1
+"""Share of the start that is the data correlated with the PSF: it leaves no zeros among single photons."""
+MAX_TV = 0.1
+BATCH_PIXELS = 2**22
+"""Planes are deconvolved together on an accelerator up to this many pixels; on a CPU one by one (cache)."""
+
+
+class RichardsonLucy:
+    """Richardson-Lucy deconvolution of blocks: maximum likelihood under Poisson noise, values never below 0.
+
+    Borders: the estimate extends half a PSF beyond the block and only the block's pixels are compared with the data;
+    each value is divided by the share of its light that falls on the block (H^T 1). Light from outside the field is
+    thus explained instead of being piled up in a bright rim or wrapped around, and a flat image stays flat.
+
+    Start: the data smoothed by the five-tap binomial (1 4 6 4 1)/16 along each axis, plus a tenth of the data
+    correlated with the PSF. Starting from the data themselves keeps their noise (2 to 8 dB worse at 60 to 500
+    photons); starting flat takes some five iterations more to get as sharp.
+    """
+
+    alignment_px = 1
+
+    def __init__(
+        self,
+        psf: Psf,
+        *,
+        iterations: int = 20,
+        tv: float = 0.0,
+        background: float | None = 0.0,
+        accelerate: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`tv`: strength of total variation (0 to 0.1; 0.002 is a usual value). `background`: light, in the image's
+        units, that the specimen did not emit (camera offset, haze): it is explained before the specimen and added
+        back; None takes the low end of the image's range. `accelerate`: about 3 times fewer iterations for the same
+        sharpness, and noise grows as much faster.
+
+        Raises InputError for values out of range.
+        """
+        if iterations < 1:
+            raise InputError(f"{iterations} Richardson-Lucy iterations are impossible; give at least 1")
+        if not 0 <= tv <= MAX_TV:
+            raise InputError(f"a total-variation strength of {tv} is impossible; give 0 to {MAX_TV} (usual: 0.002)")
+        if background is not None and not math.isfinite(background):
+            raise InputError(f"a background of {background} is impossible; give a number in the image's units")
+        self.psf = psf
+        self.iterations = iterations
+        self.tv = tv
+        self.background = background
+        self.accelerate = accelerate
+        self.device = torch.device(device)
+        z, y, x = psf.radius_zyx
+        self.halo_zyx = (2 * z, 2 * y, 2 * x)
+
+    def restore(
+        self,
+        block_zyx: NDArray[np.float32],
+        intensity: IntensityRange,
+        at_border: Sequence[tuple[bool, bool]] = (),
+    ) -> NDArray[np.float32]:
+        """Return the deconvolved block (z, y, x; float32; the image's units).
+
+        A 2-D PSF deconvolves each plane by itself. `at_border` makes no difference: what lies beyond the block is
+        unknown at a cut as at the image's border.
+        """
+        background = float(intensity.low) if self.background is None else self.background
+        # Light is counted from 0, or from the low end of an image that has negative values (background subtracted).
+        zero = min(0.0, float(intensity.low), background)
+        span = max(float(intensity.high) - float(intensity.low), 1e-6 * abs(float(intensity.high)), 1e-30)
+        problem = _Problem(self.psf, block_zyx.shape, self.device, background - zero, span)
+        result = np.empty(block_zyx.shape, np.float32)
+        with torch.inference_mode():
+            weights = problem.weights()
+            for part in _parts(block_zyx.shape, self.psf.is_3d, self.device):
+                data = _to_device(block_zyx[part], self.device).sub_(zero).clamp_(min=0)
+                found = self._iterate(problem, data, weights)
+                result[part] = found.add_(background).cpu().numpy()
+        return result
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the sentences that the user must see: none, for there is no fallback here."""
+        return ()
+
+    def _iterate(self, problem: _Problem, data: Tensor, weights: Tensor) -> Tensor:
+        estimate = problem.start(data)
+        ahead, previous = estimate, estimate
+        for step in range(self.iterations):
+            if self.accelerate and step > 0:
+                ahead = torch.lerp(estimate, previous, -(step - 1) / (step + 2))
+                ahead = torch.maximum(ahead, SLOWEST_FALL * estimate)
+            update = problem.correction(ahead, data, weights)
+            if self.tv > 0:
+                update.div_(1 - self.tv * _curvature(ahead, problem.dims, 1e-3 * problem.span))
+            if self.accelerate:
+                previous, estimate = estimate, update.mul_(ahead)
+            else:
+                ahead = estimate = estimate.mul_(update)
+        return estimate[problem.window]
+
+
+class Wiener:
+    """Wiener deconvolution for a specimen whose power spectrum falls as 1/f^2 (that of edges at random places).
+
+    estimate = data * conj(H) / (|H|^2 + balance * |G|^2), H the transfer function, |G|^2 = sum over the axes of
+    2 - 2 cos(2 pi f), the power of the discrete gradient. `balance` is the power of the noise over that of the
+    specimen's gradient; `blind.estimate_balance` finds it from sample planes. Flat parts keep their value exactly.
+    Borders: the block is continued by its reflection, blended so that it wraps around without a step.
+    """
+
+    alignment_px = 1
+
+    def __init__(self, psf: Psf, balance: float, *, device: torch.device | str = "cpu") -> None:
+        """Raises InputError unless `balance` is a number above 0 (usual: 1e-4, nearly no noise, to 0.1, very noisy)."""
+        if not (math.isfinite(balance) and balance > 0):
+            raise InputError(f"a Wiener balance of {balance} is impossible; give a number above 0, usually 1e-4 to 0.1")
+        self.psf = psf
+        self.balance = balance
+        self.device = torch.device(device)
+        self.halo_zyx = self._reach_zyx()
+
+    def _reach_zyx(self) -> tuple[int, int, int]:
+        """How far the filter itself reaches along each axis: beyond lies less than 1 % of its absolute weight."""
+        radius = self.psf.radius_zyx
+        limit = 512 if radius[0] == 0 else 128
+        grid = [next_fast_len(min(limit, max(64, 8 * r))) if r else 1 for r in radius]
+        with torch.inference_mode():
+            transfer = _transfer(self.psf, grid, torch.device("cpu"))
+            response = torch.fft.irfftn(self._filter(transfer, grid), s=grid).abs()
+        response = response.reshape([1] * (3 - response.ndim) + list(response.shape))
+        z, y, x = (_reach(response, axis, 0.01) for axis in range(3))
+        return z, y, x
+
+    def restore(
+        self,
+        block_zyx: NDArray[np.float32],
+        intensity: IntensityRange,
+        at_border: Sequence[tuple[bool, bool]] = (),
+    ) -> NDArray[np.float32]:
+        """Return the deconvolved block (z, y, x; float32; the image's units); values may fall below 0."""
+        shape = _extended(block_zyx.shape, self.halo_zyx)
+        spatial = shape if self.psf.is_3d else shape[1:]
+        dims = tuple(range(-len(spatial), 0))
+        result = np.empty(block_zyx.shape, np.float32)
+        with torch.inference_mode():
+            filter_ = self._filter(_transfer(self.psf, spatial, self.device), spatial)
+            for part in _parts(block_zyx.shape, self.psf.is_3d, self.device):
+                data = _to_device(block_zyx[part], self.device)
+                spectrum = torch.fft.rfftn(extend(data, spatial), dim=dims).mul_(filter_)
+                whole = torch.fft.irfftn(spectrum, s=spatial, dim=dims)
+                result[part] = whole[_window(data.shape[-len(spatial) :])].cpu().numpy()
+        return result
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the sentences that the user must see: none, for there is no fallback here."""
+        return ()
+
+    def _filter(self, transfer: Tensor, shape: Sequence[int]) -> Tensor:
+        spatial = tuple(shape)[-transfer.ndim :]
+        gradient = gradient_power(spatial, transfer.device)
+        return transfer.conj() / (transfer.abs().square() + self.balance * gradient)
+
+
+class _Problem:
+    """One shape of block: its domain (the block and half a PSF more), the PSF's transfer function on it, its scale."""
+
+    def __init__(self, psf: Psf, block: tuple[int, ...], device: torch.device, background: float, span: float) -> None:
+        shape = _extended(block, psf.radius_zyx)
+        self.shape = shape if psf.is_3d else shape[1:]
+        self.dims = tuple(range(-len(self.shape), 0))
+        self.window = _window(block[-len(self.shape) :])
+        self.background = background
+        self.span = span
+        self.tiny = 1e-6 * span
+        self.transfer = _transfer(psf, self.shape, device)
+
+    def blur(self, values: Tensor) -> Tensor:
+        """Return H values."""
+        return self._inverse(torch.fft.rfftn(values, dim=self.dims).mul_(self.transfer))
+
+    def correlate(self, values: Tensor) -> Tensor:
+        """Return H^T values."""
+        # conj(conj(V) H) = V conj(H), without a copy of the transfer function.
+        spectrum = torch.fft.rfftn(values, dim=self.dims).conj_physical_().mul_(self.transfer).conj_physical_()
+        return self._inverse(spectrum)
+
+    def weights(self) -> Tensor:
+        """Return H^T of the block's window (domain): the share of each point's light that the block records."""
+        window = torch.zeros(self.shape, device=self.transfer.device)
+        window[self.window] = 1
+        return self.correlate(window)
+
+    def start(self, data: Tensor) -> Tensor:
+        """Return the first estimate (domain, not negative)."""
+        whole = extend((data - self.background).clamp_(min=0), self.shape)
+        binomial = _binomial(self.shape, data.device)
+        mixed = self.transfer.conj().mul(START_FROM_PSF).add_(binomial, alpha=1 - START_FROM_PSF)
+        spectrum = torch.fft.rfftn(whole, dim=self.dims).mul_(mixed)
+        return self._inverse(spectrum).clamp_(min=0)
+
+    def _inverse(self, spectrum: Tensor) -> Tensor:
+        values: Tensor = torch.fft.irfftn(spectrum, s=self.shape, dim=self.dims)
+        return values
+
+    def correction(self, estimate: Tensor, data: Tensor, weights: Tensor) -> Tensor:
+        """Return H^T(data / (H estimate + background)) / H^T 1, the factor that Richardson-Lucy multiplies with."""
+        blurred = self.blur(estimate)
+        ratio = data / blurred[self.window].add_(self.background).clamp_(min=self.tiny)
+        blurred.zero_()
+        blurred[self.window] = ratio
+        factor = self.correlate(blurred).clamp_(min=0)
+        return torch.where(weights >= MIN_WEIGHT, factor.div_(weights.clamp(min=MIN_WEIGHT)), 1.0)
+
+
+def extend(block: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the block (its last axes) continued at the high end of each axis to `shape`, periodic without a step.
+
+    The added part fades from the reflection of the high end into the reflection of the low end, so that wrapping
+    around meets no edge; a flat block stays flat.
+    """
+    for axis, size in zip(range(-len(shape), 0), shape, strict=True):
+        have = block.shape[axis]
+        more = size - have
+        if more <= 0:
+            continue
+        step = torch.arange(more, device=block.device)
+        after_high = have - 1 - step.clamp(max=have - 1)
+        before_low = (more - 1 - step).clamp(max=have - 1)
+        fade = 0.5 - 0.5 * torch.cos(math.pi * (step + 1) / (more + 1))
+        fade = fade.to(block.dtype).reshape([-1] + [1] * (-axis - 1))
+        tail = torch.lerp(block.index_select(axis, after_high), block.index_select(axis, before_low), fade)
+        block = torch.cat([block, tail], dim=axis)
+    return block
+
+
+def gradient_power(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return sum over the axes of 2 - 2 cos(2 pi f) on the half-spectrum grid of rfftn."""
+    return _outer([2 - 2 * torch.cos(2 * math.pi * f) for f in _frequencies(shape, device)], torch.add)
+
+
+def _binomial(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return the transfer function of (1 4 6 4 1)/16 along each axis: cos^4(pi f)."""
+    return _outer([torch.cos(math.pi * f) ** 4 for f in _frequencies(shape, device)], torch.mul)
+
+
+def _frequencies(shape: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return the frequencies (cycles per pixel) of rfftn along each axis."""
+    return [torch.fft.fftfreq(n, device=device) for n in shape[:-1]] + [torch.fft.rfftfreq(shape[-1], device=device)]
+
+
+def _window(shape: Sequence[int]) -> tuple[Any, ...]:
+    """Return the index of the first `shape` values along the last axes."""
+    return (..., *(slice(0, size) for size in shape))
+
+
+def _outer(profiles: list[Tensor], join: Any) -> Tensor:
+    result = profiles[0]
+    for profile in profiles[1:]:
+        result = join(result.unsqueeze(-1), profile)
+    return result
+
+
+def _extended(block: Sequence[int], margin: Sequence[int]) -> tuple[int, ...]:
+    """Return a domain that FFTs quickly and holds the block and `margin` more pixels (at least 2 * margin + 1)."""
+    return tuple(
+        next_fast_len(max(size + more, 2 * more + 1), real=True) if more else size
+        for size, more in zip(block, margin, strict=True)
+    )
+
+
+def _transfer(psf: Psf, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return the transfer function (complex64) of the PSF on a domain of two or three axes, origin at index 0."""
+    values = torch.from_numpy(psf.values_zyx).to(device)
+    values = values if psf.is_3d else values[0]
+    padded = torch.zeros(tuple(shape)[-values.ndim :], device=device)
+    # A domain that is smaller than the PSF (only the grid of Wiener.halo_zyx) gets its middle part.
+    cut = [max(0, (n - m + 1) // 2) for n, m in zip(values.shape, padded.shape, strict=True)]
+    values = values[tuple(slice(c, n - c) for c, n in zip(cut, values.shape, strict=True))]
+    padded[tuple(slice(0, n) for n in values.shape)] = values
+    origin = [-(n // 2) for n in values.shape]
+    transfer: Tensor = torch.fft.rfftn(torch.roll(padded, origin, dims=tuple(range(padded.ndim))))
+    return transfer
+
+
+def _curvature(values: Tensor, dims: Sequence[int], floor: float) -> Tensor:
+    """Return div(grad v / |grad v|) by forward, then backward differences; `floor` keeps |grad v| above 0."""
+    norm = torch.full_like(values, floor * floor)
+    for axis in dims:
+        norm.add_((torch.roll(values, -1, axis) - values).square_())
+    norm.rsqrt_()
+    total = torch.zeros_like(values)
+    for axis in dims:
+        flow = (torch.roll(values, -1, axis) - values).mul_(norm)
+        total.add_(flow).sub_(torch.roll(flow, 1, axis))
+    return total
+
+
+def _reach(response: Tensor, axis: int, share: float) -> int:
+    """Return the smallest radius along `axis` beyond which lies at most `share` of the (wrapped) response's weight."""
+    profile = response.sum(dim=[other for other in range(3) if other != axis]).double()
+    size = profile.numel()
+    distance = torch.minimum(torch.arange(size), size - torch.arange(size))
+    beyond = [float(profile[distance > radius].sum() / profile.sum()) for radius in range(size // 2 + 1)]
+    return next(radius for radius, rest in enumerate(beyond) if rest <= share)
+
+
+def _parts(shape: Sequence[int], is_3d: bool, device: torch.device) -> list[slice]:
+    """Return the runs of planes that are computed at once: all for a 3-D PSF."""
+    planes = shape[0]
+    if is_3d:
+        return [slice(0, planes)]
+    batch = 1 if device.type == "cpu" else max(1, BATCH_PIXELS // max(1, shape[1] * shape[2]))
+    return [slice(start, min(start + batch, planes)) for start in range(0, planes, batch)]
+
+
+def _to_device(block: NDArray[np.float32], device: torch.device) -> Tensor:
+    return torch.tensor(block, dtype=torch.float32, device=device)
