@@ -10,12 +10,12 @@ import math
 import os
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,52 +108,48 @@ class Files:
     def __init__(self, main: str) -> None:
         self._main = main
         self._lock = threading.Lock()
-        self._handle = Path(main).open("rb", buffering=0)  # noqa: SIM115 (closed by close)
+        self._descriptor = _open(main)
+        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of each (offset, count); raises InputError where the file ends before or cannot be read."""
+        descriptor = None
         try:
-            if path == self._main:
-                return [self._read_main(offset, count) for offset, count in ranges]
-            with Path(path).open("rb", buffering=0) as handle:
-                return [_read_at(handle, offset, count) for offset, count in ranges]
+            descriptor = self._descriptor if path == self._main else _open(path)
+            return [self._read_at(descriptor, offset, count) for offset, count in ranges]
         except EOFError as exc:
             raise InputError(f"{path}: is truncated: {exc}; copy or export it again") from exc
         except OSError as exc:
             raise InputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+        finally:
+            if descriptor not in (None, self._descriptor):
+                os.close(descriptor)
 
-    def _read_main(self, offset: int, count: int) -> bytes:
+    def _read_at(self, descriptor: int, offset: int, count: int) -> bytes:
+        data = self._pread(descriptor, offset, count)
+        if len(data) == count:
+            return data
+        parts = [data]  # Linux returns at most 2 GiB at a time
+        while (missing := count - sum(map(len, parts))) > 0:
+            part = self._pread(descriptor, offset + count - missing, missing)
+            if not part:
+                raise EOFError(f"{count} bytes expected at offset {offset}")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _pread(self, descriptor: int, offset: int, count: int) -> bytes:
         if hasattr(os, "pread"):
-            return _pread(self._handle.fileno(), offset, count)
-        with self._lock:  # no pread on Windows
-            return _read_at(self._handle, offset, count)
+            return os.pread(descriptor, count, offset)
+        with self._lock:  # Windows has no pread
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, count)
 
     def close(self) -> None:
-        self._handle.close()
+        self._finalizer()
 
 
-def _pread(descriptor: int, offset: int, count: int) -> bytes:
-    data = os.pread(descriptor, count, offset)
-    if len(data) == count:
-        return data
-    parts = [data]  # Linux returns at most 2 GiB at a time
-    while (missing := count - sum(map(len, parts))) > 0:
-        part = os.pread(descriptor, missing, offset + count - missing)
-        if not part:
-            raise EOFError(f"{count} bytes expected at offset {offset}")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _read_at(handle: Any, offset: int, count: int) -> bytes:
-    handle.seek(offset)
-    parts: list[bytes] = []
-    while (missing := count - sum(map(len, parts))) > 0:
-        part = handle.read(missing)
-        if not part:
-            raise EOFError(f"{count} bytes expected at offset {offset}")
-        parts.append(part)
-    return b"".join(parts)
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
 
 class SegmentCache:
