@@ -152,7 +152,7 @@ def test_reflect_pad_is_numpy_reflect() -> None:
 
 @pytest.mark.parametrize("bad", [{"stages": 0}, {"stages": 4}, {"alpha": 0}, {"b_pairs": ((),)}])
 def test_impossible_settings_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="stages|alpha|b_pairs"):
+    with pytest.raises(ValueError, match=r"stages|alpha|b_pairs"):
         MrbcrSettings(**bad)  # type: ignore[arg-type]
 
 

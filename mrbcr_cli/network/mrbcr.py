@@ -58,7 +58,7 @@ class MrbcrSettings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MrbcrSettings:
         """Rebuild settings from JSON (lists become tuples). Raises ValueError or TypeError on unknown or bad values."""
-        pairs = {
+        pairs: dict[str, Any] = {
             key: tuple(tuple(int(n) for n in scale) for scale in values[key])
             for key in ("kt_pairs", "b_pairs")
             if key in values

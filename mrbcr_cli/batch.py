@@ -1,0 +1,107 @@
+"""Several inputs, one warm process: name the outputs, run one after the other, go on past a broken file.
+
+Invariant: which file goes where is settled, without collisions, before the first one is opened; each file succeeds or
+fails by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrbcr_cli.console import Reporter, bytes_text
+from mrbcr_cli.deconvolve import Clients, Outcome, Target, deconvolve_file
+from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
+from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
+from mrbcr_cli.settings import DeconvolveSettings
+from mrbcr_cli.stream.engine import describe
+
+
+def deconvolve_batch(
+    inputs: list[str],
+    output: Path,
+    settings: DeconvolveSettings,
+    reporter: Reporter,
+    *,
+    command: str,
+    dry_run: bool = False,
+) -> list[Outcome]:
+    """Deconvolve each input. With one input its own error is raised; with several IncompleteError counts the failures.
+
+    Raises InputError before anything is opened when two outputs would have the same name.
+    """
+    targets = name_targets(inputs, output, settings.output_format)
+    outcomes: list[Outcome] = []
+    failures = 0
+    with Clients() as clients:
+        for text, target in zip(inputs, targets, strict=True):
+            try:
+                source = _source(text, settings)
+                outcome = deconvolve_file(
+                    source, target, settings, reporter, clients=clients, command=command, dry_run=dry_run
+                )
+            except InterruptedRunError:
+                raise
+            except MrbcrError as error:
+                reporter.event("failed", input=text, error=str(error), exit_code=error.exit_code)
+                if len(inputs) == 1:
+                    raise
+                failures += 1
+                reporter.error(str(error))
+            except Exception as error:
+                if len(inputs) == 1:
+                    raise
+                failures += 1  # a bug met on one file must not lose the night's other files
+                reporter.event("failed", input=text, error=describe(error), exit_code=1)
+                reporter.error(f"{text}: unexpected {describe(error)}")
+            else:
+                outcomes.append(outcome)
+                _report(outcome, reporter)
+    if failures:
+        raise IncompleteError(f"{failures} of {len(inputs)} inputs failed; run the same command again for these alone")
+    return outcomes
+
+
+def name_targets(inputs: list[str], output: Path, wanted: OutputFormat | None) -> list[Target]:
+    """Return where each input's result goes.
+
+    Raises InputError for a name that contradicts the format, several inputs into one file, or two equal names.
+    """
+    named = None if output.is_dir() and not _looks_finished(output) else output_format(output)
+    if named is not None:
+        if len(inputs) > 1:
+            raise InputError(f"{output}: names one file, but there are {len(inputs)} inputs; give a folder")
+        if wanted is not None and wanted.split("-")[1] != named.split("-")[1]:
+            raise InputError(f"{output}: the name says {named}, --output-format says {wanted}; change one of them")
+        return [Target(output, wanted or named)]
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, not a folder, and its name is not .ome.zarr, .ome.tif or .tif")
+    chosen: OutputFormat = wanted or "ome-zarr"
+    targets: dict[Path, str] = {}
+    for text in inputs:
+        path = output / (SourceSpec((text,), text).stem + SUFFIX_OF[chosen])
+        if path in targets:
+            raise InputError(f"{path}: both {targets[path]} and {text} would be written there; run them separately")
+        targets[path] = text
+    return [Target(path, chosen) for path in targets]
+
+
+def _looks_finished(output: Path) -> bool:
+    """A folder that is named like a zarr is an output to be checked, not a folder to put outputs in."""
+    return output.name.lower().endswith(".zarr")
+
+
+def _source(text: str, settings: DeconvolveSettings) -> SourceSpec:
+    return find_source(text, series=settings.series, axes=settings.axes, split_rgb=settings.split_rgb)
+
+
+def _report(outcome: Outcome, reporter: Reporter) -> None:
+    reporter.event(outcome.status, output=str(outcome.output), **outcome.summary)
+    if outcome.status == "planned":
+        plan = outcome.summary
+        reporter.data(
+            f"{outcome.output}: would write {'x'.join(map(str, plan['shape']))} {plan['axes']} {plan['dtype']} "
+            f"in {plan['blocks']} blocks of {'x'.join(map(str, plan['block_shape']))}, "
+            f"{plan['workers']} at a time, about {bytes_text(plan['expected_memory_bytes'])} of memory"
+        )
+    else:
+        reporter.data(str(outcome.output))

@@ -1,0 +1,109 @@
+"""The intensity range of a channel: the one affine map that all its blocks share.
+
+Invariant: the range depends on the pixels, the shape and the seed, never on the file format, the chunks or the tiles;
+so a TIFF and a Zarr of the same pixels get the same range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXACT_PIXELS = 1 << 24
+"""Channels of at most this many pixels are measured whole."""
+SAMPLE_BOXES = 256
+SAMPLE_BOX_PX = 128
+SEED = 20240901
+
+
+@dataclass(frozen=True)
+class IntensityRange:
+    """Intensities that the method sees as 0 and 1, in image units; `how` says where they come from."""
+
+    low: float
+    high: float
+    how: str = "given"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"an intensity range needs finite LOW < HIGH, not {self.low} {self.high}")
+
+    @property
+    def width(self) -> float:
+        """high - low, > 0."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True)
+class ChannelSurvey:
+    """The range of a channel and what else was seen on the way."""
+
+    range: IntensityRange
+    non_finite: int
+    """NaN or infinite pixels among those looked at."""
+    looked_at: int
+    notes: tuple[str, ...] = ()
+
+
+def survey_channel(
+    shape_tzyx: tuple[int, int, int, int],
+    read_tzyx: Callable[[tuple[slice, slice, slice, slice]], NDArray[Any]],
+    percentiles: tuple[float, float] = (0.1, 99.9),
+) -> ChannelSurvey:
+    """Measure robust percentiles of one channel: exactly when it is small, else over boxes drawn with a fixed seed.
+
+    `read_tzyx` returns the pixels of a region of this channel (any real dtype). Non-finite pixels are counted and left
+    out. A channel without contrast gets a range of width 1, and a note.
+    """
+    exact = int(np.prod(shape_tzyx, dtype=object)) <= EXACT_PIXELS
+    regions = _all_planes(shape_tzyx) if exact else _boxes(shape_tzyx)
+    samples, bad, seen = [], 0, 0
+    for region in regions:
+        values = read_tzyx(region).ravel()
+        seen += values.size
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            bad += int(values.size - finite.sum())
+            values = values[finite]
+        samples.append(values)
+    pixels = np.concatenate(samples)
+    how = f"percentiles {percentiles[0]:g} and {percentiles[1]:g}" + ("" if exact else f" of {seen} sampled pixels")
+    if pixels.size == 0:
+        return ChannelSurvey(IntensityRange(0, 1, "no finite pixel"), bad, seen, ("no finite pixel was found",))
+    low, high = (float(v) for v in np.percentile(pixels, percentiles))
+    notes: tuple[str, ...] = ()
+    if not low < high:
+        low, high = float(pixels.min()), float(pixels.max())
+        how = "minimum and maximum"
+        notes = ("almost all pixels are equal: the range is the minimum and maximum",)
+    if not low < high:
+        return ChannelSurvey(IntensityRange(low, low + 1, "constant"), bad, seen, ("all pixels seen are equal",))
+    return ChannelSurvey(IntensityRange(low, high, how), bad, seen, notes)
+
+
+def _all_planes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slice, slice, slice]]:
+    frames, planes, height, width = shape_tzyx
+    return [
+        (slice(t, t + 1), slice(z, z + 1), slice(0, height), slice(0, width))
+        for t in range(frames)
+        for z in range(planes)
+    ]
+
+
+def _boxes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slice, slice, slice]]:
+    """Boxes at seeded positions, in file order so that a reader's cache of decoded planes serves neighbours."""
+    rng = np.random.default_rng(SEED)
+    starts = []
+    for _ in range(SAMPLE_BOXES):
+        sizes = (1, 1, min(SAMPLE_BOX_PX, shape_tzyx[2]), min(SAMPLE_BOX_PX, shape_tzyx[3]))
+        corner = tuple(int(rng.integers(0, n - size + 1)) for n, size in zip(shape_tzyx, sizes, strict=True))
+        starts.append((corner, sizes))
+    boxes = []
+    for corner, sizes in sorted(starts):
+        t, z, y, x = (slice(a, a + n) for a, n in zip(corner, sizes, strict=True))
+        boxes.append((t, z, y, x))
+    return boxes

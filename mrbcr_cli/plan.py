@@ -1,0 +1,351 @@
+"""The plan of a run: everything that is decided, checked and measured before the first pixel is computed.
+
+Invariant: making a plan writes nothing, and a plan that exists can be carried out; the fingerprint names all that the
+pixels depend on (input, selection, methods, range, dtype) and nothing that they do not (tiles, workers, paths).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrbcr_cli.errors import InputError
+from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
+from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
+from mrbcr_cli.intensity import IntensityRange, survey_channel
+from mrbcr_cli.methods import ChannelMethod, plan_methods
+from mrbcr_cli.restore import available_memory_bytes, cpu_count
+from mrbcr_cli.settings import DeconvolveSettings, parse_selection
+from mrbcr_cli.stream.blocks import Grid, balanced_tile, round_up
+
+FINGERPRINT_FORMAT = 1
+
+_DEFAULT_TILE_PX = 1024
+_SMALLEST_TILE_PX = 256
+_LARGEST_SAMPLE_PX = 2048
+BASE_BYTES = 600_000_000
+"""The process with torch, dask and zarr loaded, before any block (measured: about 450 MB)."""
+NETWORK_BYTES_PER_PX = {"mrbcr": 420, "published": 1100}
+"""Peak memory of one block per pixel read, block buffers included (measured on 1,216 px tiles, float32)."""
+EXPLICIT_BYTES_PER_VOXEL = 80
+_EXPLICIT_BLOCK_BYTES = 700_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can be carried out."""
+
+    source: SourceSpec
+    info: ImageInfo
+    spec: OutputSpec
+    """Without provenance: that is known at the end."""
+    grid: Grid
+    channels: tuple[int, ...]
+    """Input index of each output channel."""
+    methods: tuple[ChannelMethod, ...]
+    ranges: tuple[IntensityRange, ...]
+    input_fingerprint: str
+    fingerprint: str
+    workers: int
+    torch_threads: int
+    bytes_per_block: int
+    notes: tuple[str, ...]
+
+    @property
+    def expected_bytes(self) -> int:
+        """Expected peak memory of the process."""
+        return BASE_BYTES + self.workers * self.bytes_per_block
+
+    @property
+    def read_megapixels(self) -> float:
+        """Pixels the method computes, halos included, in millions: the measure of work."""
+        total = 1.0
+        for k, axis in enumerate(self.grid.axes):
+            sizes = 0
+            for position in range(self.grid.counts[k]):
+                start = position * self.grid.block_shape[k]
+                stop = min(start + self.grid.block_shape[k], self.grid.shape[k])
+                if axis in self.grid.picks:
+                    sizes += stop - start
+                    continue
+                low = max(start + self.grid.offset[k] - self.grid.halo[k], 0)
+                sizes += min(stop + self.grid.offset[k] + self.grid.halo[k], self.grid.input_shape[k]) - low
+            total *= sizes
+        return total / 1e6
+
+
+def make_plan(
+    source: SourceSpec,
+    settings: DeconvolveSettings,
+    output_format: OutputFormat,
+    *,
+    known_ranges: tuple[IntensityRange, ...] | None = None,
+) -> Plan:
+    """Open the source and decide everything; `known_ranges` spares the survey when an earlier run made it.
+
+    Raises InputError (exit 2) for anything that cannot be done.
+    """
+    reader = open_source(source)
+    try:
+        return _plan(reader, source, settings, output_format, known_ranges)
+    finally:
+        reader.close()
+
+
+def _plan(
+    reader: ImageReader,
+    source: SourceSpec,
+    settings: DeconvolveSettings,
+    output_format: OutputFormat,
+    known_ranges: tuple[IntensityRange, ...] | None,
+) -> Plan:
+    info = reader.info
+    dtype = _output_dtype(info, settings, output_format)
+    picks, offset, shape = _selection(info, settings)
+    channels = picks.get("C", (0,))
+    methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, t, c, z))
+    ranges, notes = _ranges(reader, settings, channels, known_ranges)
+    workers, threads, grid, bytes_per_block = _geometry(settings, info, methods, shape, offset, picks)
+    input_fingerprint = reader.fingerprint()
+    identity = {
+        "format": FINGERPRINT_FORMAT,
+        "input": input_fingerprint,
+        "axes": info.axes,
+        "shape": list(shape),
+        "offset": list(offset),
+        "picks": {axis: list(p) for axis, p in picks.items()},
+        "methods": [m.fingerprint for m in methods],
+        "range": list(settings.range) if settings.range else {"percentiles": list(settings.percentiles)},
+        "nan_policy": settings.nan_policy,
+        "dtype": dtype.name,
+        "output_format": output_format,
+        "compression": settings.compression if output_format == "ome-tiff" else None,
+    }
+    names = [
+        tuple(values[c] for c in channels) if values else () for values in (info.channel_names, info.channel_colors)
+    ]
+    spec = OutputSpec(
+        axes=info.axes,
+        shape=shape,
+        dtype=dtype,
+        stored_axes=info.stored_axes,
+        scale=info.scale,
+        units=info.units,
+        channel_names=names[0],
+        channel_colors=names[1],
+        name=source.stem,
+        source_ome_xml=info.ome_xml,
+    )
+    said = [*info.notes, *notes, *(note for m in methods for note in m.notes)]
+    return Plan(
+        source=source,
+        info=info,
+        spec=spec,
+        grid=grid,
+        channels=channels,
+        methods=methods,
+        ranges=ranges,
+        input_fingerprint=input_fingerprint,
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        workers=workers,
+        torch_threads=threads,
+        bytes_per_block=bytes_per_block,
+        notes=tuple(dict.fromkeys(said)),
+    )
+
+
+def _output_dtype(info: ImageInfo, settings: DeconvolveSettings, output_format: OutputFormat) -> np.dtype[Any]:
+    dtype = np.dtype(settings.output_dtype) if settings.output_dtype else info.dtype
+    if settings.nan_policy == "keep" and info.dtype.kind == "f" and dtype.kind != "f":
+        raise InputError(f"--nan-policy keep: {dtype} has no NaN; use --output-dtype float32 or --nan-policy zero")
+    if output_format == "ome-tiff":
+        from mrbcr_cli.images.tiff_write import check_tiff_dtype
+
+        check_tiff_dtype(dtype)
+    return dtype
+
+
+def _selection(
+    info: ImageInfo, settings: DeconvolveSettings
+) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...], tuple[int, ...]]:
+    """Return (picks for T and C, offset per axis, output shape) from --channels, --z and --t."""
+    picks: dict[str, tuple[int, ...]] = {}
+    offset, shape = [0] * len(info.axes), list(info.shape)
+    for axis, option, text in (("T", "t", settings.t), ("C", "channels", settings.channels), ("Z", "z", settings.z)):
+        if axis not in info.axes:
+            if text is not None and _indices(text, option, 1, info) != [0]:
+                raise InputError(f"--{option} {text}: {info.path} has no {axis} axis")
+            continue
+        k = info.axes.index(axis)
+        chosen = list(range(info.shape[k])) if text is None else _indices(text, option, info.shape[k], info)
+        if axis != "Z":
+            picks[axis] = tuple(chosen)
+        elif chosen != list(range(chosen[0], chosen[-1] + 1)):
+            raise InputError(f"--z {text}: planes must be one range such as 4:20, so that they remain a stack")
+        else:
+            offset[k] = chosen[0]
+        shape[k] = len(chosen)
+    return picks, tuple(offset), tuple(shape)
+
+
+def _indices(text: str, option: str, length: int, info: ImageInfo) -> list[int]:
+    found: list[int] = []
+    for part in parse_selection(text, option):
+        if isinstance(part, slice):
+            found += range(*part.indices(length))
+        elif -length <= part < length:
+            found.append(part % length)
+        else:
+            raise InputError(f"--{option} {text}: {info.path} has {length}, numbered from 0 to {length - 1}")
+    if not found:
+        raise InputError(f"--{option} {text}: selects nothing of {length} in {info.path}")
+    if len(set(found)) != len(found):
+        raise InputError(f"--{option} {text}: names something twice")
+    return found
+
+
+def _ranges(
+    reader: ImageReader,
+    settings: DeconvolveSettings,
+    channels: tuple[int, ...],
+    known: tuple[IntensityRange, ...] | None,
+) -> tuple[tuple[IntensityRange, ...], list[str]]:
+    """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it."""
+    if known is not None and len(known) == len(channels):
+        return known, []
+    if settings.range is not None:
+        return (IntensityRange(*settings.range),) * len(channels), []
+    info, notes, ranges = reader.info, [], []
+    shape = (info.size("T"), info.size("Z"), info.size("Y"), info.size("X"))
+    for channel in channels:
+
+        def read(region: tuple[slice, slice, slice, slice], channel: int = channel) -> NDArray[Any]:
+            return reader.read(
+                full_region(info, {"C": slice(channel, channel + 1), **dict(zip("TZYX", region, strict=True))})
+            )
+
+        survey = survey_channel(shape, read, settings.percentiles)
+        if survey.non_finite and settings.nan_policy == "refuse":
+            raise InputError(
+                f"{info.path}: {survey.non_finite} of {survey.looked_at} pixels looked at are NaN or infinite; "
+                "use --nan-policy zero or keep to go on"
+            )
+        notes += [f"channel {channel}: {note}" for note in survey.notes]
+        ranges.append(survey.range)
+    return tuple(ranges), notes
+
+
+def full_region(info: ImageInfo, by_axis: dict[str, slice]) -> Region:
+    """Return a region in the image's axes from slices by letter; axes not named are taken whole."""
+    return tuple(by_axis.get(axis, slice(0, size)) for axis, size in zip(info.axes, info.shape, strict=True))
+
+
+def _sample_plane(reader: ImageReader, t: int, c: int, z: int) -> NDArray[Any]:
+    """The middle of one plane, at most 2,048 px wide: enough for a spectrum, bounded for any image."""
+    info = reader.info
+    by_axis = {"T": slice(t, t + 1), "C": slice(c, c + 1), "Z": slice(z, z + 1)}
+    for axis in "YX":
+        size = info.size(axis)
+        start = max((size - _LARGEST_SAMPLE_PX) // 2, 0)
+        by_axis[axis] = slice(start, min(start + _LARGEST_SAMPLE_PX, size))
+    plane = reader.read(full_region(info, by_axis))
+    return plane.reshape(plane.shape[-2:])
+
+
+def _geometry(
+    settings: DeconvolveSettings,
+    info: ImageInfo,
+    methods: tuple[ChannelMethod, ...],
+    shape: tuple[int, ...],
+    offset: tuple[int, ...],
+    picks: dict[str, tuple[int, ...]],
+) -> tuple[int, int, Grid, int]:
+    """Choose workers, threads and blocks from the method's needs and the memory at hand."""
+    built = [spec.build() for spec in dict.fromkeys(m.spec for m in methods)]
+    alignment = int(np.lcm.reduce([b.alignment_px for b in built]))
+    halo_z, halo_y, halo_x = (max(b.halo_zyx[k] for b in built) for k in range(3))
+    halo_y, halo_x = round_up(halo_y, alignment), round_up(halo_x, alignment)
+    cores = cpu_count()
+    workers = settings.workers or (cores if settings.device in ("auto", "cpu") else 2)
+    if settings.tile_size is not None and settings.tile_size % alignment:
+        nearest = max(round_up(settings.tile_size, alignment), alignment)
+        raise InputError(
+            f"--tile-size {settings.tile_size}: must be a multiple of {alignment} for this model; use {nearest}"
+        )
+
+    planes = shape[info.axes.index("Z")] if "Z" in info.axes else 1
+    architecture = methods[0].description.get("architecture")
+    per_px = NETWORK_BYTES_PER_PX[architecture] if architecture else EXPLICIT_BYTES_PER_VOXEL
+    whole_z = halo_z > 0 or (architecture is None and methods[0].description.get("psf_shape_zyx", [1])[0] > 1)
+    depth = planes if whole_z else min(settings.batch_size if architecture else 1, planes)
+    allowed = max((available_memory_bytes() * 0.7 - BASE_BYTES), BASE_BYTES)
+
+    def block_bytes(tile: int) -> int:
+        z = min(depth + 2 * halo_z, info.size("Z"))
+        y, x = (min(tile + 2 * h, info.size(a)) for h, a in ((halo_y, "Y"), (halo_x, "X")))
+        return z * y * x * per_px
+
+    tile = settings.tile_size or round_up(min(_DEFAULT_TILE_PX, max(info.size("Y"), info.size("X"))), alignment)
+    if settings.tile_size is None:
+        target = _EXPLICIT_BLOCK_BYTES if architecture is None else allowed
+        while tile > _SMALLEST_TILE_PX and block_bytes(tile) > min(target, allowed):
+            tile = round_up(tile // 2, alignment)
+        if whole_z:
+            while depth > 1 and block_bytes(tile) > min(target, allowed) and depth > 2 * halo_z:
+                depth = -(-depth // 2)
+    sizes = {"Z": depth, "Y": tile, "X": tile}
+    if settings.tile_size is None:
+        sizes |= {axis: balanced_tile(shape[info.axes.index(axis)], tile, alignment) for axis in "YX"}
+    grid = Grid(
+        axes=info.axes,
+        input_shape=info.shape,
+        shape=shape,
+        block_shape=tuple(min(sizes.get(a, 1), round_up(n, alignment)) for a, n in zip(info.axes, shape, strict=True)),
+        halo=tuple({"Z": halo_z, "Y": halo_y, "X": halo_x}.get(a, 0) for a in info.axes),
+        offset=offset,
+        picks=picks,
+    )
+    need = block_bytes(tile)
+    if settings.workers is None:
+        workers = max(1, min(workers, len(grid), int(allowed // max(need, 1))))
+    workers = min(workers, len(grid))
+    return workers, max(1, cores // workers), grid, need
+
+
+def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: str) -> dict[str, Any]:
+    """Return what the output says of itself, JSON-able, without the figures that are known only at the end."""
+    return {
+        "tool": "mrbcr",
+        "version": version,
+        "command": command,
+        "fingerprint": plan.fingerprint,
+        "input": {
+            "name": Path(plan.source.label).name,
+            "format": plan.info.format,
+            "series": plan.info.series,
+            "fingerprint": plan.input_fingerprint,
+        },
+        "selection": {axis: list(picks) for axis, picks in plan.grid.picks.items()}
+        | (
+            {"Z": [plan.grid.offset[plan.grid.axes.index("Z")], plan.grid.shape[plan.grid.axes.index("Z")]]}
+            if "Z" in plan.grid.axes
+            else {}
+        ),
+        "channels": [
+            {
+                "channel": channel,
+                **method.description,
+                "range": {"low": r.low, "high": r.high, "how": r.how},
+            }
+            for channel, method, r in zip(plan.channels, plan.methods, plan.ranges, strict=True)
+        ],
+        "settings": json.loads(settings.model_dump_json(exclude={"overwrite", "resume"})),
+        "grid": plan.grid.to_dict(),
+        "notes": list(plan.notes),
+    }

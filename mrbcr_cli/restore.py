@@ -1,0 +1,246 @@
+"""The network as a method: intensities in, intensities out, one affine map per channel of the whole image.
+
+Invariant: a pixel of the result depends on the pixels within the halo, the weights, the channel's intensity range and
+the precision, and on nothing else: not on the tile, the batch, the worker or the order. Input and output are float32 in
+the image's own units.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrbcr_cli.errors import InputError
+from mrbcr_cli.network import MIN_SIZE_PX
+
+if TYPE_CHECKING:
+    from mrbcr_cli.intensity import IntensityRange
+    from mrbcr_cli.stream.blocks import Borders
+
+Precision = Literal["fp32", "bf16", "fp16"]
+FloatBlock = NDArray[np.float32]
+
+_MIN_TILE_PX = 64
+
+
+class Method(Protocol):
+    """What the engine knows of a deconvolution method, be it a network or an explicit one."""
+
+    alignment_px: int
+    """Y and X starts of what it is given are multiples of this in the coordinates of the whole image."""
+    halo_zyx: tuple[int, int, int]
+    """Context to read around a block; z is 0 for methods that work plane by plane."""
+
+    def restore(self, block_zyx: FloatBlock, intensity: IntensityRange, at_border: Borders) -> FloatBlock:
+        """Deconvolve a block read with its halo: (Z, Y, X) float32 in image units, to the same shape and units.
+
+        `at_border` has a (low, high) pair for z, y, x: where the block ends at the true border of the image.
+        """
+        ...
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return and forget the sentences that the user must see (a fallback that was taken)."""
+        ...
+
+
+def tune_allocator() -> bool:
+    """Keep freed activations in the process instead of returning them to the kernel at every layer (glibc only).
+
+    Half of a CPU forward pass is page faults otherwise. One arena, so that the memory that one thread frees serves the
+    next. Returns whether it took effect.
+    """
+    if sys.platform != "linux":
+        return False
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # M_* of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False  # musl has none
+    done = [mallopt(arena_max, 1), mallopt(mmap_threshold, 1 << 30), mallopt(trim_threshold, 2**31 - 1)]
+    return all(done)
+
+
+def resolve_device(name: str) -> str:
+    """Return "cpu", "cuda" or "cuda:N" for "auto" or one of these. Raises InputError when it is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: only cpu and cuda devices are supported")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise InputError(
+                f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu"
+            )
+        if device.index is not None and device.index >= count:
+            raise InputError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
+    return name
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that is needed to build a Restorer in another process; small and picklable."""
+
+    weights: str
+    """Path of the weights file, or the name of an embedded model."""
+    sha256: str
+    device: str
+    precision: Precision
+    batch_size: int
+    halo_px: int
+
+    def build(self) -> Restorer:
+        """Load the weights and build the restorer. Raises InputError when the file is not the one that was planned."""
+        from mrbcr_cli.weights import build_network, load_weights
+
+        loaded = load_weights(self.weights)
+        if loaded.sha256 != self.sha256:
+            raise InputError(f"{self.weights}: the weights changed since the run was planned; start it again")
+        return Restorer(build_network(loaded), self.halo_px, self.device, self.precision, self.batch_size)
+
+
+class Restorer:
+    """A network with its device and precision; fulfils Method. One per worker process; `restore` is thread-safe."""
+
+    def __init__(self, network: Any, halo_px: int, device: str, precision: Precision, batch_size: int) -> None:
+        import torch
+
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._network = network.to(device=device, dtype=self._dtype, memory_format=torch.channels_last).eval()
+        self._device = device
+        self._batch_size = batch_size
+        self._takes_borders = network.architecture == "mrbcr"
+        self.alignment_px: int = network.alignment_px
+        self.halo_zyx = (0, halo_px, halo_px)
+        self._notes: list[str] = []
+        self._tile_limit_px: int | None = None
+        torch.set_flush_denormal(True)
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return and forget the fallbacks taken since the last call."""
+        notes, self._notes = tuple(self._notes), []
+        return notes
+
+    def restore(self, block_zyx: FloatBlock, intensity: IntensityRange, at_border: Borders) -> FloatBlock:
+        """See Method. Planes run `batch_size` at a time; on out-of-memory the tile is halved and the run goes on."""
+        height, width = block_zyx.shape[1:]
+        scaled = (block_zyx - np.float32(intensity.low)) * np.float32(1 / intensity.width)
+        # An image thinner than the network accepts is continued by reflection and cut again.
+        missing = [(0, 0)] + [(0, max(MIN_SIZE_PX - size, 0)) for size in (height, width)]
+        if any(after for _, after in missing):
+            scaled = _reflect(scaled, missing)
+        edges = (*at_border[1], *at_border[2])
+        limit = self._tile_limit_px or max(scaled.shape[1:])
+        out = np.empty_like(scaled)
+        for first in range(0, len(scaled), self._batch_size):
+            planes = slice(first, first + self._batch_size)
+            limit = self._run_halving(scaled[planes], edges, out[planes], limit)
+        result = out[:, :height, :width] * np.float32(intensity.width) + np.float32(intensity.low)
+        return np.ascontiguousarray(result, dtype=np.float32)
+
+    def _run_halving(
+        self, planes: FloatBlock, edges: tuple[bool, bool, bool, bool], out: FloatBlock, limit: int
+    ) -> int:
+        """Run planes in tiles of at most `limit` px, halving it on out-of-memory; return the limit that worked."""
+        while True:
+            try:
+                self._run_tiles(planes, edges, out, limit)
+                return limit
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if limit <= _MIN_TILE_PX:
+                    raise MemoryError(f"{self._device} is out of memory even for tiles of {limit} px") from error
+                limit = max(-(-limit // (2 * self.alignment_px)) * self.alignment_px, _MIN_TILE_PX)
+                self._tile_limit_px = limit
+                self._notes.append(f"out of memory on {self._device}: went on with tiles of {limit} px")
+            _release_cached_memory(self._device)
+
+    def _run_tiles(self, planes: FloatBlock, edges: tuple[bool, ...], out: FloatBlock, limit: int) -> None:
+        from mrbcr_cli.stream.blocks import Grid, round_up
+
+        shape = planes.shape
+        if limit >= max(shape[1:]):
+            out[:] = self._forward(planes, edges)
+            return
+        halo = round_up(self.halo_zyx[1], self.alignment_px)
+        grid = Grid("ZYX", shape, shape, (shape[0], limit, limit), (0, halo, halo), (0, 0, 0), {})
+        for block in map(grid.block, range(len(grid))):
+            # A side of the tile is a true border only where it is the block's side and that is one.
+            sides = [a and b for pair, own in zip((edges[:2], edges[2:]), block.at_border[1:], strict=True)
+                     for a, b in zip(pair, own, strict=True)]  # fmt: skip
+            out[block.core] = self._forward(planes[block.read], tuple(sides))[block.crop]
+
+    def _forward(self, planes: FloatBlock, edges: tuple[bool, ...]) -> FloatBlock:
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(planes))[:, None].to(self._device, self._dtype)
+            images = self._network(batch, edges) if self._takes_borders else self._network(batch)
+            result: FloatBlock = images[0][:, 0].float().cpu().numpy()
+        return result
+
+
+def _reflect(planes: FloatBlock, widths: list[tuple[int, int]]) -> FloatBlock:
+    # A single row or column has nothing to reflect; repeating it is the same continuation.
+    return np.pad(planes, widths, mode="reflect" if min(planes.shape[1:]) > 1 else "edge")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that the device or the host ran out of memory."""
+    import torch
+
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in text or "alloc" in text
+
+
+def _release_cached_memory(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def available_memory_bytes() -> int:
+    """Memory this process may still take: the lower of what the machine and its control group (SLURM) leave free."""
+    candidates = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - a kernel file
+            candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        pass  # not Linux: the physical size must do
+    candidates += _cgroup_headroom()
+    return min(candidates)
+
+
+def _cgroup_headroom() -> list[int]:
+    found = []
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit_file, encoding="ascii") as limit, open(used_file, encoding="ascii") as used:  # noqa: PTH123
+                found.append(max(int(limit.read()) - int(used.read()), 0))
+        except (OSError, ValueError):
+            continue  # no such control group, or "max": no limit
+    return found
+
+
+@functools.cache
+def cpu_count() -> int:
+    """Cores this process may use (SLURM and taskset restrict it)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

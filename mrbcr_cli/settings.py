@@ -1,0 +1,150 @@
+"""What a user may set, checked before anything is opened; YAML in and out.
+
+Invariant: a settings object that exists is valid by itself; whatever depends on the image is checked when it is planned.
+The names of the fields are the long options of the command line with underscores.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mrbcr_cli.errors import InputError
+
+MethodName = Literal["network", "richardson-lucy", "wiener", "blind"]
+OutputFormat = Literal["ome-zarr", "ome-zarr-0.4", "ome-tiff"]
+DTYPES = (
+    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
+
+
+class DeconvolveSettings(BaseModel):
+    """All options of `mrbcr deconvolve` except inputs and output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: tuple[str, ...] = ("widefield",)
+    method: MethodName = "network"
+    psf: Path | None = None
+    psf_voxel_um: tuple[float, float, float] | None = None
+    """Voxel size of the PSF along z, y, x, for files that do not say it."""
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 30
+    tv: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    background: Annotated[float, Field(ge=0)] = 0.0
+    acceleration: bool = False
+    balance: Annotated[float, Field(gt=0)] | None = None
+
+    axes: str | None = None
+    series: Annotated[int, Field(ge=0)] | None = None
+    split_rgb: bool = False
+    channels: str | None = None
+    z: str | None = None
+    t: str | None = None
+
+    range: tuple[float, float] | None = None
+    percentiles: tuple[float, float] = (0.1, 99.9)
+    nan_policy: Literal["refuse", "zero", "keep"] = "refuse"
+
+    output_dtype: str | None = None
+    output_format: OutputFormat | None = None
+    compression: Literal["zstd", "deflate", "none"] = "zstd"
+
+    tile_size: Annotated[int, Field(ge=16)] | None = None
+    tile_overlap: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    overwrite: bool = False
+    resume: bool = True
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("output_dtype")
+    @classmethod
+    def _known_dtype(cls, value: str | None) -> str | None:
+        if value is not None and value not in DTYPES:
+            raise ValueError(f"must be one of {', '.join(DTYPES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DeconvolveSettings:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("range needs LOW < HIGH")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles need 0 <= LOW < HIGH <= 100")
+        if self.method in ("richardson-lucy", "wiener") and self.psf is None:
+            raise ValueError(f"method {self.method} needs a point spread function: give --psf FILE")
+        if self.method in ("network", "blind") and self.psf is not None:
+            raise ValueError(f"method {self.method} takes no PSF: leave --psf out, or choose --method richardson-lucy")
+        for name in ("channels", "z", "t"):
+            text = getattr(self, name)
+            if text is not None:
+                parse_selection(text, name)
+        return self
+
+    def models_by_channel(self) -> dict[int | None, str]:
+        """Return the model of each channel named as C=MODEL, and under None the one for all others.
+
+        Raises InputError when a channel is named twice.
+        """
+        found: dict[int | None, str] = {}
+        for text in self.model:
+            match = re.fullmatch(r"(\d+)=(.+)", text)
+            channel, name = (int(match[1]), match[2]) if match else (None, text)
+            if channel in found:
+                which = "all channels" if channel is None else f"channel {channel}"
+                raise InputError(f"--model: {which} has two models, {found[channel]} and {name}; give one")
+            found[channel] = name
+        return found
+
+
+def parse_selection(text: str, name: str) -> list[slice | int]:
+    """Parse "3", "0,2,5", "4:20", ":10", "-1" or a mix with commas. Raises ValueError that names the option."""
+    parts: list[slice | int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d+)?\s*(:)?\s*(-?\d+)?\s*", part)
+        if match is None or not (match[1] or match[2]) or (match[3] and not match[2]):
+            raise ValueError(f"{name} must look like 3, 0,2,5 or 4:20, not {text!r}")
+        if match[2]:
+            parts.append(slice(int(match[1]) if match[1] else None, int(match[3]) if match[3] else None))
+        else:
+            parts.append(int(match[1]))
+    return parts
+
+
+def load_settings(path: Path | None, overrides: dict[str, Any]) -> DeconvolveSettings:
+    """Read a YAML file (if any), lay the given options over it and check the whole.
+
+    Raises InputError in one line: what is wrong and with which option.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot read the configuration ({error})") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError(f"{path}: the configuration must be a mapping of option names to values")
+        values = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
+    try:
+        return DeconvolveSettings(**{**values, **overrides})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"{path}: " if path is not None and first["loc"] and first["loc"][0] in values else ""
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}unknown option {option!r}; see mrbcr deconvolve --help") from error
+        raise InputError(f"{where}{'--' + option + ': ' if option else ''}{message}") from error

@@ -1,0 +1,1 @@
+"""Blocks, ledger, engine and clusters: how an image streams through a method."""
