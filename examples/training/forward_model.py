@@ -37,7 +37,7 @@ PERCENTILES = (0.1, 99.9)
 
 @dataclass(frozen=True)
 class Psf:
-    """In-focus PSF: `airy_weight` of a scalar circular pupil with mild aberrations, the rest Gaussian of the same FWHM."""
+    """In-focus PSF: `airy_weight` of an aberrated circular pupil (scalar), the rest a Gaussian of equal FWHM."""
 
     fwhm_px: float
     airy_weight: float = 1.0
@@ -100,10 +100,20 @@ def _frequencies(size: int) -> tuple[Image, Image]:
 
 
 def gaussian_otf(size: int, sigma_px: float) -> Image:
-    """Transfer function exp(-2 pi^2 sigma^2 f^2), (size, size // 2 + 1) float32, 1 at zero frequency."""
+    """Spectrum of a Gaussian sampled at the pixels, (size, size // 2 + 1) float32, 1 at zero frequency.
+
+    The sum over the aliases of exp(-2 pi^2 sigma^2 f^2): the samples are positive however narrow it is, whereas a
+    spectrum cut at Nyquist would ring.
+    """
+
+    def sampled(f: Image) -> Image:
+        scale = np.float32(-2.0 * math.pi**2 * sigma_px**2)
+        aliases = np.exp(scale * f**2) + np.exp(scale * (f - 1) ** 2) + np.exp(scale * (f + 1) ** 2)
+        normalised: Image = aliases / aliases.flat[0]
+        return normalised
+
     fy, fx = _frequencies(size)
-    scale = np.float32(-2.0 * math.pi**2 * sigma_px**2)
-    return np.exp(scale * fy**2) * np.exp(scale * fx**2)
+    return sampled(fy) * sampled(fx)
 
 
 def disc_otf(size: int, sigma_px: float) -> Image:
@@ -204,11 +214,10 @@ def record(mean: Image, conditions: Conditions, rng: np.random.Generator) -> Ima
     return noisy
 
 
-def haze_map(planes: list[Image], conditions: Conditions, in_focus_sum: float) -> Image:
+def haze_map(planes: list[Image], size: int, conditions: Conditions, in_focus_sum: float) -> Image:
     """Out-of-focus light of all planes, scaled to carry `haze_fraction` of the light; non-negative, (size, size)."""
-    size = planes[0].shape[0]
     fraction = conditions.haze_fraction
-    if fraction == 0.0:
+    if fraction == 0.0 or not planes:
         return np.zeros((size, size), np.float32)
     spectrum = np.zeros((size, size // 2 + 1), np.complex64)
     for plane, haze in zip(planes, conditions.haze_planes, strict=True):
@@ -243,7 +252,7 @@ def make_field(
     spectrum = fft.rfft2(plane)
     blurred = np.maximum(fft.irfft2(spectrum * otf, s=(size, size)), 0.0)
     sharp = np.maximum(fft.irfft2(spectrum * sharp_otf, s=(size, size)), 0.0)
-    haze = haze_map(haze_planes, conditions, float(plane.sum()))
+    haze = haze_map(haze_planes, size, conditions, float(plane.sum()))
     signal = blurred + haze
     brightest = max(1, round(2e-4 * signal.size))
     peak = float(np.partition(signal, -brightest, axis=None)[-brightest:].mean())

@@ -115,7 +115,9 @@ def clean(plane: Image, recipe: Recipe) -> Image | None:
     return cleaned.astype(np.float32)
 
 
-def load_sources(folder: Path, *, log: Callable[[str], None] = lambda text: print(text, file=sys.stderr)) -> list[Source]:
+def load_sources(
+    folder: Path, *, log: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+) -> list[Source]:
     """Read every TIFF and localisation table of `folder`. Stacks give up to 12 evenly spaced planes.
 
     Raises SystemExit when the folder holds none.
@@ -132,7 +134,8 @@ def load_sources(folder: Path, *, log: Callable[[str], None] = lambda text: prin
         kept = [cleaned for plane in planes[::every] if (cleaned := clean(plane, recipe)) is not None]
         if kept:
             sources.append(Source(path.name, recipe, tuple(kept)))
-        log(f"{path.name}: {recipe.split}, {len(kept)} of {len(planes)} planes, {planes[0].shape[1]}x{planes[0].shape[0]} px")
+        height, width = planes[0].shape
+        log(f"{path.name}: {recipe.split}, {len(kept)} of {len(planes)} planes of {width}x{height} px")
     if not sources:
         raise SystemExit(f"no TIFF or localisation table in {folder}")
     return sources

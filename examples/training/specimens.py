@@ -65,7 +65,9 @@ def points(rng: np.random.Generator, size: int) -> Image:
     return plane
 
 
-def _walk(rng: np.random.Generator, start_yx: Vector, angle: float, length_px: float, bend: float) -> tuple[Vector, Vector]:
+def _walk(
+    rng: np.random.Generator, start_yx: Vector, angle: float, length_px: float, bend: float
+) -> tuple[Vector, Vector]:
     """A curve of persistent direction in steps of half a pixel: (n, 2) positions and (n,) directions."""
     count = max(4, int(2 * length_px))
     curvature = ndimage.gaussian_filter1d(rng.standard_normal(count), 12.0, mode="nearest") * bend
@@ -92,11 +94,15 @@ def filaments(rng: np.random.Generator, size: int) -> Image:
         weight = np.full(len(path), float(_brightness(rng, 1)[0]))
         if rng.random() < 0.2:
             weight *= rng.gamma(0.5, 2.0, len(path))
-        ys.append(path[:, 0]), xs.append(path[:, 1]), ws.append(weight)
+        ys.append(path[:, 0])
+        xs.append(path[:, 1])
+        ws.append(weight)
         if style > 0.75:
             for at in rng.integers(0, len(path), int(rng.integers(0, 4))):
                 side, _ = _walk(rng, path[at], direction[at] + rng.choice([-1, 1]) * 0.8, 0.2 * size, bend)
-                ys.append(side[:, 0]), xs.append(side[:, 1]), ws.append(np.full(len(side), weight[0]))
+                ys.append(side[:, 0])
+                xs.append(side[:, 1])
+                ws.append(np.full(len(side), weight[0]))
     plane = splat(size, np.concatenate(ys), np.concatenate(xs), np.concatenate(ws))
     if rng.random() < 0.5:
         plane = ndimage.gaussian_filter(plane, rng.uniform(0.3, 0.9), mode="wrap")
@@ -138,7 +144,9 @@ def membranes(rng: np.random.Generator, size: int) -> Image:
             continue
         t = np.linspace(0, 1, max(2, int(2.5 * length)))[:, None]
         path = p + t * (q - p)
-        ys.append(path[:, 0]), xs.append(path[:, 1]), ws.append(np.full(len(path), rng.uniform(0.4, 1.0)))
+        ys.append(path[:, 0])
+        xs.append(path[:, 1])
+        ws.append(np.full(len(path), rng.uniform(0.4, 1.0)))
     y, x, w = np.concatenate(ys), np.concatenate(xs), np.concatenate(ws)
     inside = (y > 0) & (y < size - 1) & (x > 0) & (x < size - 1)
     y, x, w = y[inside], x[inside], w[inside]
@@ -224,7 +232,8 @@ def normalised(plane: Image) -> Image:
     """Scale a non-negative plane so that its brightest 0.1 % average 1; an empty plane stays empty."""
     count = max(1, plane.size // 1000)
     peak = float(np.partition(plane, -count, axis=None)[-count:].mean())
-    return plane / np.float32(peak) if peak > 0 else plane
+    scaled: Image = plane / np.float32(peak) if peak > 0 else plane
+    return scaled
 
 
 def draw(rng: np.random.Generator, size: int) -> Image:

@@ -151,9 +151,7 @@ def richardson_lucy_figures(cases: list[Case]) -> dict[str, float]:
     """Richardson-Lucy with the true PSF: best iteration common to the set, and best per image (an oracle)."""
     figures: dict[str, float] = {}
     for know_haze in (False, True):
-        table = np.array(
-            [[psnr(e, c) for e in richardson_lucy(c, RL_ITERATIONS, know_haze=know_haze)] for c in cases]
-        )
+        table = np.array([[psnr(e, c) for e in richardson_lucy(c, RL_ITERATIONS, know_haze=know_haze)] for c in cases])
         best = int(table.mean(0).argmax())
         name = "rl_true_psf_true_haze" if know_haze else "rl_true_psf"
         figures[f"{name}_iterations"] = float(RL_ITERATIONS[best])

@@ -9,21 +9,24 @@ random states and the clock of the schedule from its last checkpoint.
 
 Recipe. Specimens: half from the sharp images in DIR (sources.py; split by image), half procedural (specimens.py), now
 and then the sum of two. Imaging: forward_model.py; PSF FWHM 2-6 px, haze 0-60 % of the light, 20-5,000 electrons at
-the peak, read noise 0-4 e-, any background. A ring of fields of 384 px is kept, one is replaced at every step, and a
-step takes 16 patches of 128 px (fresh noise, range jitter, flips) from 16 random fields. Loss: over the three scales,
-MSE + 0.1 * mean |rfft2| of the error (orthonormal), each patch in units of its own contrast. AdamW 2e-3, linear warm-up
-and cosine to zero over the wall time (or --steps, which makes a run reproducible), gradient norm clipped at 1, EMA.
+the peak, read noise 0-4 e-, any background. A ring of 96 fields of 384 px is kept, one is replaced every second step;
+a step takes 8 patches of 192 px (fresh noise, range jitter, flips) from random fields and its loss on the inner 160 px;
+every fourth step takes 128 px with the image border around it, which costs the same. Loss: over the three scales,
+MSE + 0.05 * mean |rfft2| of the error (orthonormal), each patch in units of its own contrast. AdamW, linear warm-up and
+cosine to zero over the wall time (or --steps, which makes a run reproducible), gradient norm clipped at 1, average of
+the weights (0.999), bfloat16 for the first 80 % of the run.
 OUT holds last.pt (state to resume), widefield.safetensors (averaged weights) and train.jsonl (the log).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import math
-import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +41,14 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone that was not installed
 
 from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
+from mrbcr_cli.weights import WeightsCard, save_weights
 
 FIELD_PX = 384
-FORMAT = 1
+CONTEXT_PX = 16
+VALIDATION_PX = 128
+CONTEXT_PX = 16
+VALIDATION_PX = 128
+"""Rim of a training patch that is context and not judged."""
 
 
 def draw_specimen(rng: np.random.Generator, sources: list[real.Source], size: int) -> fm.Image:
@@ -93,21 +101,28 @@ class Ring:
         return stacked[:, :1].contiguous(), stacked[:, 1:].contiguous()
 
 
-def loss_of(network: Mrbcr, inputs: Tensor, targets: Tensor, *, fft_weight: float, charbonnier: bool) -> Tensor:
-    """Sum over the three scales of MSE (or Charbonnier) + fft_weight * mean |rfft2 of the error|, orthonormal.
+def loss_of(
+    network: Mrbcr, inputs: Tensor, targets: Tensor, args: argparse.Namespace, *, bordered: bool, half: bool = False
+) -> Tensor:
+    """Sum over the three scales of MSE (or Charbonnier) + weight * mean |rfft2 of the error|, orthonormal norm.
 
-    Errors count in units of the patch's own contrast (at least a quarter of the range), as PSNR does.
+    Errors count in units of the patch's own contrast (at least a quarter of the range), as PSNR does. A `bordered`
+    patch is an image of its own, continued by reflection; of any other the outer 16 px are context and do not count.
+    `half` runs the network in bfloat16, never the loss.
     """
     contrast = targets.amax(dim=(2, 3), keepdim=True) - targets.amin(dim=(2, 3), keepdim=True)
     contrast = contrast.clamp_min(0.25)
     total = inputs.new_zeros(())
-    outputs, wanted = network(inputs), network.pyramid(targets)
-    for output, target in zip(outputs, wanted, strict=True):
-        error = (output - target) / contrast
-        total = total + ((error.square() + 1e-6).sqrt().mean() if charbonnier else error.square().mean())
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+        outputs = network(inputs, (bordered,) * 4)
+    for level, (output, target) in enumerate(zip(outputs, network.pyramid(targets), strict=True)):
+        rim = 0 if bordered else CONTEXT_PX >> level
+        inner = np.s_[..., rim : target.shape[-2] - rim, rim : target.shape[-1] - rim]
+        error = (output[inner].float() - target[inner]) / contrast
+        total = total + ((error.square() + 1e-6).sqrt().mean() if args.charbonnier else error.square().mean())
         spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho"))
-        # abs() of a complex zero has no gradient; the small constant keeps it finite.
-        total = total + fft_weight * (spectrum.square().sum(-1) + 1e-10).sqrt().mean()
+        # The square root has no gradient at zero; the small constant keeps it finite.
+        total = total + args.fft_weight * (spectrum.square().sum(-1) + 1e-10).sqrt().mean()
     return total
 
 
@@ -135,35 +150,33 @@ class Average:
                 self.state[key].copy_(value)
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write beside and rename, so that a kill leaves the previous checkpoint."""
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    part.replace(path)
+def card(network: Mrbcr, args: argparse.Namespace, log: Log) -> WeightsCard:
+    """What the weights file says of itself."""
+    recipe = (
+        f"examples/training/widefield_v0.py --minutes {args.minutes:g} --batch {args.batch} --patch {args.patch} "
+        f"--lr {args.lr:g} --fft-weight {args.fft_weight:g} --bf16-until {args.bf16_until:g} --seed {args.seed}"
+    )
+    return WeightsCard(
+        name="widefield",
+        architecture="mrbcr",
+        settings=network.settings_dict,
+        normalisation={"kind": "percentile", "low": fm.PERCENTILES[0], "high": fm.PERCENTILES[1]},
+        domain="widefield fluorescence: in-focus PSF FWHM 2 to 6 px, out-of-focus haze 0 to 60 % of the light, "
+        "20 to 5,000 photons at the peak, read noise 0 to 4 e-, any offset and background level",
+        trained_on="simulated pairs: procedural specimens, and sharp images of NEUBIAS (CC-BY-4.0), "
+        "BioImageAnalysisNotebooks (CC-BY-4.0) and locan (BSD-3-Clause), split by image",
+        licence="MIT",
+        created_by=f"mrbcr {version()}",
+        created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        notes=f"First, simple model. {recipe}. Held-out simulated cases: {json.dumps(log.last_validation)}",
+    )
 
 
-def save_weights(average: Average, settings: MrbcrSettings, path: Path, args: argparse.Namespace, log: Log) -> None:
-    """The averaged weights as safetensors; with the tool's own card where its writer is at hand."""
-    network = Mrbcr(settings)
-    network.load_state_dict(average.state)
-    network.eval()
-    from safetensors.torch import save_file
-
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part, metadata=card(network, args, log))
-    part.replace(path)
-
-
-def card(network: Mrbcr, args: argparse.Namespace, log: Log) -> dict[str, str]:
-    """Metadata for the file: strings only, as safetensors asks."""
-    return {
-        "architecture": network.architecture,
-        "settings": json.dumps(network.settings_dict),
-        "normalisation": json.dumps({"kind": "percentile", "low": fm.PERCENTILES[0], "high": fm.PERCENTILES[1]}),
-        "recipe": "examples/training/widefield_v0.py "
-        f"--minutes {args.minutes} --batch {args.batch} --patch {args.patch} --lr {args.lr} --seed {args.seed}",
-        "last_validation": json.dumps(log.last_validation),
-    }
+def version() -> str:
+    try:
+        return importlib.metadata.version("mrbcr")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a source folder"
 
 
 class Log:
@@ -188,11 +201,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="length of the schedule in steps instead of minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=2024)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--patch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--patch", type=int, default=160)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--fft-weight", type=float, default=0.1)
+    parser.add_argument("--fft-weight", type=float, default=0.05)
     parser.add_argument("--charbonnier", action="store_true")
+    parser.add_argument("--bf16-until", type=float, default=0.8, help="share of the run in bfloat16 (faster steps)")
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--slots", type=int, default=96, help="imaged fields kept")
     parser.add_argument("--every-minutes", type=float, default=5.0, help="between validations and checkpoints")
@@ -212,108 +226,132 @@ def main(argv: list[str] | None = None) -> int:
     training = [s for s in everything if s.recipe.split == "train"]
     held_out = [s for s in everything if s.recipe.split == "validation"]
     if args.contact_sheet:
-        val.contact_sheet(Ring(training, 16, np.random.default_rng(args.seed)).fields, args.contact_sheet, args.patch)
+        val.contact_sheet(
+            Ring(training, 16, np.random.default_rng(args.seed)).fields, args.contact_sheet, VALIDATION_PX
+        )
         return 0
     return train(args, log, training, held_out)
 
 
+@dataclass
+class Run:
+    """All that changes in a run and must survive a restart."""
+
+    network: Mrbcr
+    average: Average
+    optimizer: torch.optim.Optimizer
+    rng: np.random.Generator
+    step: int = 0
+    elapsed_s: float = 0.0
+    """Over all restarts; the clock of the schedule."""
+
+    def save(self, path: Path) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average.state,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "torch_rng": torch.get_rng_state(),
+            "numpy_rng": json.dumps(self.rng.bit_generator.state),
+        }
+        part = path.with_name(path.name + ".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.state = state["average"]
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        torch.set_rng_state(state["torch_rng"])
+        self.rng.bit_generator.state = json.loads(state["numpy_rng"])
+
+
+def new_run(args: argparse.Namespace) -> Run:
+    torch.manual_seed(args.seed)
+    network = Mrbcr(MrbcrSettings())
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=1e-4)
+    run = Run(network, Average(network, args.ema), optimizer, np.random.default_rng(args.seed))
+    if args.resume and (args.out / "last.pt").is_file():
+        run.load(args.out / "last.pt")
+    return run
+
+
+def one_step(run: Run, ring: Ring, args: argparse.Namespace, progress: float) -> tuple[float, float]:
+    """Draw a batch, descend once; return the loss and the seconds that the data took."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(progress, args.lr)
+    mark = time.monotonic()
+    if run.step % 2 == 0:
+        ring.refresh()
+    bordered = run.step % 4 == 3  # as large when continued by its border as the others with their context
+    inputs, targets = ring.batch(args.batch, args.patch - 64 if bordered else args.patch)
+    data_s = time.monotonic() - mark
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    loss = loss_of(run.network, inputs, targets, args, bordered=bordered, half=progress < args.bf16_until)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        raise SystemExit(
+            f"gradient is not finite at step {run.step}; resume from the last checkpoint with a smaller --lr"
+        )
+    run.optimizer.step()
+    run.average.update(run.network, run.step)
+    run.step += 1
+    return float(loss.detach()), data_s
+
+
 def train(args: argparse.Namespace, log: Log, training: list[real.Source], held_out: list[real.Source]) -> int:
     """The loop; returns the exit status."""
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    settings = MrbcrSettings()
-    network = Mrbcr(settings).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=1e-4)
-    average = Average(network, args.ema)
-    step, before_s = 0, 0.0
-    checkpoint = args.out / "last.pt"
-    if args.resume and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=False)  # our own file; holds the generators' states
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.state = state["average"]
-        step, before_s = state["step"], state["elapsed_s"]
-        torch.set_rng_state(state["torch_rng"])
-        rng.bit_generator.state = state["numpy_rng"]
-    cases = val.make_cases(held_out, draw_specimen, FIELD_PX, args.patch)
-    log.write(event="start", step=step, parameters=sum(p.numel() for p in network.parameters()), cases=len(cases))
-    log.write(event="baseline", **val.input_figures(cases))
-    if not args.no_baseline and not (args.resume and step):
-        log.write(event="baseline", **val.richardson_lucy_figures(cases))
-    ring = Ring(training, args.slots, rng)
-
-    start = last_report = time.monotonic()
-    data_s, losses = 0.0, []
+    run = new_run(args)
+    cases = val.make_cases(held_out, draw_specimen, FIELD_PX, VALIDATION_PX)
+    log.write(event="start", step=run.step, parameters=sum(p.numel() for p in run.network.parameters()))
+    if run.step == 0:
+        log.write(event="baseline", **val.input_figures(cases))
+        if not args.no_baseline:
+            log.write(event="baseline", **val.richardson_lucy_figures(cases))
+    ring = Ring(training, args.slots, run.rng)
+    before_s, start = run.elapsed_s, time.monotonic()
+    mark, losses, data_s = start, list[float](), 0.0
     while True:
-        elapsed_s = before_s + time.monotonic() - start
-        progress = step / args.steps if args.steps else elapsed_s / (60.0 * args.minutes)
-        if progress >= 1.0:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, args.lr)
-        mark = time.monotonic()
-        ring.refresh()
-        inputs, targets = ring.batch(args.batch, args.patch)
-        data_s += time.monotonic() - mark
-        inputs = inputs.to(memory_format=torch.channels_last)
-        loss = loss_of(network, inputs, targets, fft_weight=args.fft_weight, charbonnier=args.charbonnier)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-            average.update(network, step)
-        step += 1
-        losses.append(float(loss.detach()))
-        now = time.monotonic()
-        if now - last_report > 60.0 * args.every_minutes or step in (20, 200):
-            took_s = now - last_report
+        run.elapsed_s = before_s + time.monotonic() - start
+        progress = run.step / args.steps if args.steps else run.elapsed_s / (60.0 * args.minutes)
+        took_s = time.monotonic() - mark
+        if losses and (took_s > 60.0 * args.every_minutes or run.step in (20, 200) or progress >= 1.0):
             log.write(
                 event="train",
-                step=step,
-                minutes=(before_s + now - start) / 60,
+                step=run.step,
+                minutes=run.elapsed_s / 60,
                 loss=float(np.mean(losses)),
-                lr=optimizer.param_groups[0]["lr"],
+                lr=run.optimizer.param_groups[0]["lr"],
                 patches_per_s=len(losses) * args.batch / took_s,
                 data_share=data_s / took_s,
             )
-            validate_and_save(args, log, network, average, optimizer, rng, cases, step, before_s + now - start)
-            last_report, data_s, losses = time.monotonic(), 0.0, []
-    validate_and_save(args, log, network, average, optimizer, rng, cases, step, elapsed_s)
-    log.write(event="done", step=step, minutes=elapsed_s / 60)
+            validate_and_save(run, args, log, cases)
+            mark, losses, data_s = time.monotonic(), [], 0.0
+        if progress >= 1.0:
+            break
+        loss, seconds = one_step(run, ring, args, progress)
+        losses.append(loss)
+        data_s += seconds
+    log.write(event="done", step=run.step, minutes=run.elapsed_s / 60)
     return 0
 
 
-def validate_and_save(
-    args: argparse.Namespace,
-    log: Log,
-    network: Mrbcr,
-    average: Average,
-    optimizer: torch.optim.Optimizer,
-    rng: np.random.Generator,
-    cases: list[val.Case],
-    step: int,
-    elapsed_s: float,
-) -> None:
-    """Log the averaged weights' figures on the held-out cases, then write the checkpoint and the weights."""
-    averaged = Mrbcr(network.settings).to(memory_format=torch.channels_last).eval()
-    averaged.load_state_dict(average.state)
+def validate_and_save(run: Run, args: argparse.Namespace, log: Log, cases: list[val.Case]) -> None:
+    """Write the checkpoint, the averaged weights, their figures on the held-out cases and a picture of them."""
+    run.save(args.out / "last.pt")
+    averaged = Mrbcr(run.network.settings)
+    averaged.load_state_dict(run.average.state)
+    averaged.eval()
     with torch.inference_mode():
         log.last_validation = val.network_figures(averaged, cases)
-    log.write(event="validation", step=step, **log.last_validation)
-    state = {
-        "format": FORMAT,
-        "network": network.state_dict(),
-        "average": average.state,
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "elapsed_s": elapsed_s,
-        "torch_rng": torch.get_rng_state(),
-        "numpy_rng": rng.bit_generator.state,
-        "command": vars(args) | {"pid": os.getpid()},
-    }
-    save_atomically(state, args.out / "last.pt")
-    save_weights(average, network.settings, args.out / "widefield.safetensors", args, log)
+    log.write(event="validation", step=run.step, **log.last_validation)
+    save_weights(args.out / "widefield.safetensors", averaged.state_dict(), card(averaged, args, log))
     val.picture(averaged, cases, args.out / "validation.png")
 
 
