@@ -120,7 +120,7 @@ def _as_zyx(
     if planes > 1 and not is_3d:
         raise InputError(
             f"{source}: is a 3-D PSF ({planes} planes) but the image has a single plane; "
-            "choose one with --psf-plane focus (or its number)"
+            "save its in-focus plane as a 2-D file and give that"
         )
     return psf_zyx
 
@@ -228,7 +228,7 @@ def _without_pedestal(psf_zyx: NDArray[np.float64], said: list[str]) -> NDArray[
     mine = regions == regions[np.unravel_index(int(smooth.argmax()), smooth.shape)]
     said.append(
         f"The PSF looks measured: its background of {level:.4g} (noise {noise:.2g}) was subtracted, and the region "
-        f"around the peak that rises above it was kept. Give --psf-background 0 to use the values as they are."
+        f"around the peak that rises above it was kept."
     )
     return np.where(mine, result, 0.0)
 
