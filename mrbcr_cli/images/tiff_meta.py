@@ -39,7 +39,9 @@ NO_LENGTH = {"pixel", "pixels", "px", ""}
 REFERENCE_FRAME = "reference frame"  # OME's word for a length in a unit that nobody knows
 
 PRINT_LIMIT_UM = 100.0
-"""Resolution tags that give larger pixels (72, 96, 300 dpi; 1 per inch) describe a printed page, not a microscope."""
+"""Resolution tags that give larger pixels (72 or 96 dpi, 1 per inch) describe a screen or page, not a microscope."""
+PRINT_DPI = (300, 350, 360, 400, 600, 720, 1200, 1440, 2400)
+"""Usual resolutions of printers and scanners, which programs write into images that have no known scale."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ def tag_physical(resolution: tuple[float, float], resolution_unit: int) -> Physi
     if unit_um is None or None in densities:
         return Physical()
     sizes = [unit_um / density for density in densities if density is not None]
-    if max(sizes) >= PRINT_LIMIT_UM:
+    dpi = 25400.0 / sizes[0]
+    if max(sizes) >= PRINT_LIMIT_UM or any(abs(dpi / usual - 1) < 1e-3 for usual in PRINT_DPI):
         return Physical()
     note = f"The pixel size ({sizes[0]:.6g} um) comes from the TIFF resolution tags."
     return Physical(dict(zip("XY", sizes, strict=True)), {"X": "micrometer", "Y": "micrometer"}, notes=(note,))

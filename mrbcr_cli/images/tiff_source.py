@@ -7,6 +7,7 @@ holds real or integer intensities; anything else is an InputError that names the
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -287,7 +288,8 @@ def _is_ramp(colormap: Any) -> bool:
 
 def _planes(series: Any, layout: Layout, path: str) -> tuple[Callable[[int], Plane], int, list[Plane]]:
     """Return plane number -> Plane, their number, and those to check (where all lie end to end, the last is enough)."""
-    total = len(series)
+    # not len(series): that is 1 for ImageJ's stacks above 4 GB, which have a single directory
+    total = math.prod(series.shape) // max(1, math.prod(layout.shape))
     start = series.dataoffset if layout.raw and not series.is_multifile else None
     if start is not None:
 
@@ -295,6 +297,7 @@ def _planes(series: Any, layout: Layout, path: str) -> tuple[Callable[[int], Pla
             return Plane(path, _label(index, total), layout, (start + index * layout.nbytes,), (layout.nbytes,))
 
         return contiguous, total, [contiguous(total - 1)]
+    total = len(series)
     layouts: dict[int, Layout] = {id(series.keyframe): layout}
     planes = []
     for index, page in enumerate(series):
