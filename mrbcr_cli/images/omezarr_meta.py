@@ -175,8 +175,10 @@ def datasets_of(multiscale: dict[str, Any], where: Path) -> list[dict[str, Any]]
 def stored_axes(multiscale: dict[str, Any], ndim: int, where: Path) -> str:
     """Axis letters in the order on disk. NGFF 0.3 lists names only; 0.1 and 0.2 list none and are always TCZYX."""
     entries = multiscale.get("axes")
-    if entries is None and ndim == len(CANONICAL_AXES):
+    if entries is None and ndim == len(CANONICAL_AXES) and multiscale.get("version") in (None, "0.1", "0.2"):
         return CANONICAL_AXES
+    if not _list(entries):
+        raise InputError(f"{where}: the metadata do not name the axes; name them, for example --axes {_example(ndim)}")
     names = [entry.get("name") if isinstance(entry, dict) else entry for entry in _list(entries)]
     letters = [name.upper() if isinstance(name, str) else "?" for name in names]
     if any(len(letter) != 1 or letter not in CANONICAL_AXES for letter in letters):

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,8 @@ _TOP_PX = 256
 _AXIS_TYPES = {"T": "time", "C": "channel", "Z": "space", "Y": "space", "X": "space"}
 _PALETTE = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
 _WINDOW_PLANES = 32
+_FILES_AT_ONCE = 2
+"""0.5 GB of uint16 on two busy cores: 41 MB/s and 36 MB above base with 1, 49 and 51 with 2, 42 to 51 and 105 with 4."""
 
 
 @dataclass(frozen=True)
@@ -159,48 +162,72 @@ def binned_mean(block: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
     if any(after for _, after in pad):
         block = np.pad(block, pad, mode="edge")  # a repeated pixel leaves the mean of its bin as it is
     count = math.prod(steps)
-    if block.dtype.kind == "f":
-        wide = block if block.dtype.itemsize >= 4 else block.astype(np.float32)
-        mean: NDArray[Any] = _binned_sum(wide, steps) * wide.dtype.type(1.0 / count)
-        return mean.astype(block.dtype, copy=False)
-    if block.dtype.itemsize <= 4:
-        wide_int = block.astype(np.int64 if block.dtype.itemsize == 4 else np.int32)
-        return ((_binned_sum(wide_int, steps) + count // 2) // count).astype(block.dtype)
-    # Eight 64-bit integers do not fit a sum: add the quotients, which do, and the small remainders apart.
-    remainders = (_binned_sum(block % count, steps) + count // 2) // count
-    total: NDArray[Any] = _binned_sum(block // count, steps) + remainders
-    return total
+    shift = count.bit_length() - 1  # count is a power of two, and a shift rounds down for negative numbers too
+    dtype = block.dtype
+    if dtype.kind == "f":
+        sums = _binned_sum(block, steps, np.float64 if dtype.itemsize == 8 else np.float32)
+        sums *= sums.dtype.type(1.0 / count)
+    elif dtype.itemsize <= 4:
+        sums = _binned_sum(block, steps, np.int64 if dtype.itemsize == 4 else np.int32)
+        sums += count // 2
+        sums >>= shift
+    else:
+        # Eight 64-bit integers do not fit a sum: add the quotients, which do, and the small remainders apart.
+        sums = _binned_sum(block % count, steps, dtype.type)
+        sums += count // 2
+        sums >>= shift
+        sums += _binned_sum(block >> shift, steps, dtype.type)
+    return sums.astype(dtype, copy=False)
 
 
-def _binned_sum(block: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
+def _binned_sum(block: NDArray[Any], steps: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """Sums over bins, in `dtype`; the block itself is never copied at that width."""
     for axis, step in enumerate(steps):
         if step == 2:
             at: list[slice] = [slice(None)] * block.ndim
             at[axis] = slice(0, None, 2)
             even = block[tuple(at)]
             at[axis] = slice(1, None, 2)
-            block = even + block[tuple(at)]
-    return block
+            block = np.add(even, block[tuple(at)], dtype=dtype)
+    return block if 2 in steps else block.astype(dtype)  # never the caller's own array
 
 
 def _fill(source: Level, target: Level, progress: Callable[[int], None] | None) -> None:
-    """Write every file of `target` from `source`, one slab of chunks at a time along the axes before Y and X."""
-    steps = tuple(1 if a == b else 2 for a, b in zip(source.shape, target.shape, strict=True))
-    for region in _tiles(tuple(slice(0, n) for n in target.shape), target.unit):
-        out = np.empty(tuple(part.stop - part.start for part in region), target.dtype)
-        for slab in _tiles(region, (*target.chunks[:-2], *target.unit[-2:])):
-            wanted = tuple(
-                slice(part.start * step, min(part.stop * step, size))
-                for part, step, size in zip(slab, steps, source.shape, strict=True)
-            )
-            inside = tuple(
-                slice(part.start - whole.start, part.stop - whole.start)
-                for part, whole in zip(slab, region, strict=True)
-            )
-            out[inside] = binned_mean(source.read(wanted), steps)
-        target.write(region, out)
+    """Write every file of `target` from `source`, a few at a time, so that syncing one overlaps computing another."""
+    regions = _tiles(tuple(slice(0, n) for n in target.shape), target.unit)
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        running: set[Future[None]] = set()
+        for region in regions:
+            if len(running) == _FILES_AT_ONCE:
+                running = _some_done(running, progress)
+            running.add(pool.submit(_fill_file, source, target, region))
+        while running:
+            running = _some_done(running, progress)
+
+
+def _some_done(running: set[Future[None]], progress: Callable[[int], None] | None) -> set[Future[None]]:
+    done, left = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
         if progress is not None:
             progress(1)
+    return left
+
+
+def _fill_file(source: Level, target: Level, region: Region) -> None:
+    """Write one file, one slab of chunks at a time along the axes before Y and X."""
+    steps = tuple(1 if a == b else 2 for a, b in zip(source.shape, target.shape, strict=True))
+    out = np.empty(tuple(part.stop - part.start for part in region), target.dtype)
+    for slab in _tiles(region, (*target.chunks[:-2], *target.unit[-2:])):
+        wanted = tuple(
+            slice(part.start * step, min(part.stop * step, size))
+            for part, step, size in zip(slab, steps, source.shape, strict=True)
+        )
+        inside = tuple(
+            slice(part.start - whole.start, part.stop - whole.start) for part, whole in zip(slab, region, strict=True)
+        )
+        out[inside] = binned_mean(source.read(wanted), steps)
+    target.write(region, out)
 
 
 def _tiles(region: Region, lengths: tuple[int, ...]) -> Iterator[Region]:
