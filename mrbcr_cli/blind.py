@@ -37,6 +37,10 @@ LOWEST_FREQUENCY = 0.015
 LEAST_FWHM_PX = 1.2
 MOST_RELATIVE_ERROR = 0.3
 HIGH_CONFIDENCE = 0.1
+MOST_EXPONENT_OFFSET = 2.5
+"""Beyond, the spectrum is no specimen's (ramps, single large spots)."""
+LEAST_CUTOFF = 0.05
+"""Cycles per pixel; structure that ends below says nothing of a PSF that a microscope could have."""
 LEAST_GAIN = 4.0
 """By how much blur must lower the cost of the fit (half a chi-square) to be believed; 4 is beyond the 99 % level."""
 FWHM_PER_SIGMA = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
@@ -121,9 +125,11 @@ def estimate_psf_width(planes: Sequence[NDArray[Any]]) -> BlindEstimate:
     fit = min((_fit(spectrum, family) for family in families), key=lambda found: found.cost)
     if fit.gain < LEAST_GAIN or fit.fwhm_px < LEAST_FWHM_PX:
         raise InputError(f"the image's spectrum shows no blur that could be told from its structure; {ADVICE}")
-    if not fit.relative_error <= MOST_RELATIVE_ERROR:
+    cutoff = _cutoff(fit)
+    plausible = abs(fit.exponent - EXPONENT) <= MOST_EXPONENT_OFFSET and cutoff >= LEAST_CUTOFF
+    if not (plausible and fit.relative_error <= MOST_RELATIVE_ERROR):
         raise InputError(
-            f"the blur cannot be told from noise and structure (width {fit.fwhm_px:.1f} px, "
+            f"the image's blur cannot be told from its noise and structure (best guess: {fit.fwhm_px:.1f} px wide, "
             f"uncertain by {100 * min(fit.relative_error, 9.99):.0f} %); {ADVICE}"
         )
     return BlindEstimate(
@@ -131,7 +137,7 @@ def estimate_psf_width(planes: Sequence[NDArray[Any]]) -> BlindEstimate:
         relative_error=fit.relative_error,
         confidence="high" if fit.relative_error < HIGH_CONFIDENCE else "low",
         family=fit.family,
-        cutoff_cycles_per_px=_cutoff(fit),
+        cutoff_cycles_per_px=cutoff,
         exponent=fit.exponent,
         noise_std=float(np.sqrt(fit.floor)),
         tiles=spectrum.tiles,

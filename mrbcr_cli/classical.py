@@ -33,6 +33,8 @@ SLOWEST_FALL = 0.1
 START_FROM_PSF = 0.1
 """Share of the start that is the data correlated with the PSF: it leaves no zeros among single photons."""
 MAX_TV = 0.1
+TV_FLOOR = 0.01
+"""Slopes below this share of the image's range count as flat: total variation would amplify rounding errors there."""
 BATCH_PIXELS = 2**22
 """Planes are deconvolved together on an accelerator up to this many pixels; on a CPU one by one (cache)."""
 
@@ -72,8 +74,8 @@ class RichardsonLucy:
             raise InputError(f"{iterations} Richardson-Lucy iterations are impossible; give at least 1")
         if not 0 <= tv <= MAX_TV:
             raise InputError(f"a total-variation strength of {tv} is impossible; give 0 to {MAX_TV} (usual: 0.002)")
-        if background is not None and not math.isfinite(background):
-            raise InputError(f"a background of {background} is impossible; give a number in the image's units")
+        if background is not None and not (math.isfinite(background) and background >= 0):
+            raise InputError(f"a background of {background} is impossible; give 0 or more, in the image's units")
         self.psf = psf
         self.iterations = iterations
         self.tv = tv
@@ -93,18 +95,18 @@ class RichardsonLucy:
         A 2-D PSF deconvolves each plane by itself. `at_border` makes no difference: what lies beyond the block is
         unknown at a cut as at the image's border.
         """
-        background = float(intensity.low) if self.background is None else self.background
         # Light is counted from 0, or from the low end of an image that has negative values (background subtracted).
-        zero = min(0.0, float(intensity.low), background)
+        zero = min(0.0, float(intensity.low))
+        background = float(intensity.low) - zero if self.background is None else self.background
         span = max(float(intensity.high) - float(intensity.low), 1e-6 * abs(float(intensity.high)), 1e-30)
-        problem = _Problem(self.psf, block_zyx.shape, self.device, background - zero, span)
+        problem = _Problem(self.psf, block_zyx.shape, self.device, background, span)
         result = np.empty(block_zyx.shape, np.float32)
         with torch.inference_mode():
             weights = problem.weights()
             for part in _parts(block_zyx.shape, self.psf.is_3d, self.device):
                 data = _to_device(block_zyx[part], self.device).sub_(zero).clamp_(min=0)
                 found = self._iterate(problem, data, weights)
-                result[part] = found.add_(background).cpu().numpy()
+                result[part] = found.add_(background + zero).cpu().numpy()
         return result
 
     def take_notes(self) -> tuple[str, ...]:
@@ -120,7 +122,7 @@ class RichardsonLucy:
                 ahead = torch.maximum(ahead, SLOWEST_FALL * estimate)
             update = problem.correction(ahead, data, weights)
             if self.tv > 0:
-                update.div_(1 - self.tv * _curvature(ahead, problem.dims, 1e-3 * problem.span))
+                update.div_(1 - self.tv * _curvature(ahead, problem.dims, TV_FLOOR * problem.span))
             if self.accelerate:
                 previous, estimate = estimate, update.mul_(ahead)
             else:

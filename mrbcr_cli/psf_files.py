@@ -77,10 +77,10 @@ def read_stored_psf(path: Path, *, axes: str | None = None) -> StoredPsf:
 
 def _read_numpy(path: Path) -> StoredPsf:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return StoredPsf(loaded)
-        with loaded:
+        with path.open("rb") as file:  # opened here, so that it is closed when numpy gives up on it
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return StoredPsf(loaded)
             arrays = {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); save the PSF with numpy.save") from error

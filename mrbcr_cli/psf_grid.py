@@ -23,6 +23,10 @@ LEAVE_SHIFT_PX = 0.1
 SUPPORT_ENERGY = 0.999
 """The box that is kept holds at least this fraction of the energy."""
 MAX_VOXELS = 2**28
+LEAST_BORDERED = 8
+"""Narrower PSFs have no border to find a background in."""
+NOISY_SHARE = 0.01
+"""A PSF with a larger share of negative values (after its background) is taken for a measured one."""
 AXES = "zyx"
 
 Scale = Sequence[float | None]
@@ -73,11 +77,11 @@ def prepare_psf(
 ) -> Psf:
     """Check a PSF and bring it onto the image's grid: background, centre, voxel size, support, sum.
 
-    Background: with `background=None` a measured PSF is recognised by a flat border above 0 or by negative values; the
-    border's median is subtracted and what does not rise above its noise around the peak is set to 0. A number is
-    subtracted as it is (0 leaves the values alone). Negative values that remain become 0.
+    Background: with `background=None` a measured PSF is recognised by a flat border above 0, whose median is
+    subtracted, or by many negative values; only the region around the peak that rises above the noise is then kept.
+    A number is subtracted as it is (0 leaves the values alone). Negative values that remain become 0.
 
-    Centre: the centroid of the region around the peak that is brighter than half of it (after smoothing by one voxel,
+    Centre: the centroid of what rises above half of the peak, in the region around it (after smoothing by one voxel,
     so that a hot pixel is not taken for the peak). A PSF of even size, symmetric about the middle of its grid, is thus
     centred between two voxels. Where the centre is further than 0.1 voxel from a voxel's own centre the PSF is moved
     by cubic interpolation; nearer, it is left as it is.
@@ -186,63 +190,72 @@ def _without_background(
     psf_zyx: NDArray[np.float64], background: float | None, source: str, said: list[str]
 ) -> NDArray[np.float64]:
     """Subtract what does not belong to the PSF and return values that are not negative."""
-    if background is not None:
-        if not np.isfinite(background):
-            raise InputError(f"{source}: a PSF background of {background} is impossible; give a number")
-        result = psf_zyx - background
-    else:
-        result = _without_pedestal(psf_zyx, said)
-    peak, lowest = result.max(), result.min()
+    if background is not None and not np.isfinite(background):
+        raise InputError(f"{source}: a PSF background of {background} is impossible; give a number")
+    level = _pedestal(psf_zyx) if background is None else background
+    result = psf_zyx - level
+    peak, lowest = float(result.max()), float(np.percentile(result, 0.1))
     if peak <= 0 or lowest < -0.25 * peak:
         raise InputError(
-            f"{source}: the PSF has values from {lowest:.3g} to {peak:.3g} after its background was subtracted; "
+            f"{source}: the PSF has values from {result.min():.3g} to {peak:.3g} with its background at 0; "
             "an intensity PSF is not negative"
         )
-    if lowest < 0:
-        clipped = np.count_nonzero(result < 0) / result.size
-        said.append(f"{100 * clipped:.2g} % of the PSF's values were negative and became 0.")
-        result = result.clip(0, None)
-    return result
+    negative = float(np.mean(result < 0))
+    if background is None and negative > NOISY_SHARE:
+        said.append(
+            f"The PSF looks measured: its background of {level:.4g} was subtracted, and only the region around the "
+            "peak that rises above the noise was kept."
+        )
+        result = np.where(_rising(result), result, 0.0)
+    elif negative > 0:
+        said.append(f"{100 * negative:.2g} % of the PSF's values were negative and became 0.")
+    return result.clip(0, None)
 
 
-def _without_pedestal(psf_zyx: NDArray[np.float64], said: list[str]) -> NDArray[np.float64]:
-    """Subtract the background of a measured PSF; return a computed PSF unchanged.
+def _pedestal(psf_zyx: NDArray[np.float64]) -> float:
+    """Return the background of a measured PSF, 0 for a computed one.
 
     Far from the peak a computed PSF falls off and has rings, so its border is never flat; a camera's background is.
     """
+    if min(psf_zyx.shape[1:]) < LEAST_BORDERED:
+        return 0.0
+    border = psf_zyx[_rim(psf_zyx.shape)]
+    level = float(np.median(border))
+    noise = 1.4826 * float(np.median(np.abs(border - level)))
+    flat = 0 < level < 0.25 * float(psf_zyx.max()) and noise < 0.25 * level
+    return level if flat else 0.0
+
+
+def _rim(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    rim = np.ones(shape, bool)
+    rim[:, 1:-1, 1:-1] = False
+    return rim
+
+
+def _rising(psf_zyx: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return the region around the peak that stands three standard deviations of the smoothed border above 0."""
     from scipy import ndimage
 
-    rim = np.ones(psf_zyx.shape, bool)
-    rim[:, 1:-1, 1:-1] = False
-    if min(psf_zyx.shape[1:]) < 8:
-        return psf_zyx
-    level = float(np.median(psf_zyx[rim]))
-    noise = 1.4826 * float(np.median(np.abs(psf_zyx[rim] - level)))
-    flat = 0 < level < 0.25 * psf_zyx.max() and noise < 0.25 * level
-    if not flat and psf_zyx.min() >= 0:
-        return psf_zyx
-    result = psf_zyx - level
-    smooth = ndimage.gaussian_filter(result, [min(1, size - 1) for size in result.shape])
-    threshold = 3 * 1.4826 * float(np.median(np.abs(smooth[rim] - np.median(smooth[rim]))))
-    regions, _ = ndimage.label(smooth > threshold)
-    mine = regions == regions[np.unravel_index(int(smooth.argmax()), smooth.shape)]
-    said.append(
-        f"The PSF looks measured: its background of {level:.4g} (noise {noise:.2g}) was subtracted, and the region "
-        f"around the peak that rises above it was kept."
-    )
-    return np.where(mine, result, 0.0)
+    smooth = ndimage.gaussian_filter(psf_zyx, [min(1, size - 1) for size in psf_zyx.shape])
+    border = smooth[_rim(psf_zyx.shape)]
+    noise = 1.4826 * float(np.median(np.abs(border - np.median(border))))
+    regions, _ = ndimage.label(smooth > 3 * noise)
+    return np.asarray(regions == regions[np.unravel_index(int(smooth.argmax()), smooth.shape)])
 
 
 def _centre(psf_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the centre (z, y, x) in voxels, from 0: the centroid of the region above half of the smoothed peak."""
+    """Return the centre (z, y, x) in voxels, from 0: the centroid of what rises above half of the smoothed peak."""
     from scipy import ndimage
 
-    smooth = ndimage.gaussian_filter(psf_zyx, [min(1, size - 1) for size in psf_zyx.shape], mode="constant")
+    # The margin lets a peak at the edge of its file be smoothed to both sides.
+    margin = [4 if size > 1 else 0 for size in psf_zyx.shape]
+    padded = np.pad(psf_zyx, [(m, m) for m in margin])
+    smooth = ndimage.gaussian_filter(padded, [min(1, m) for m in margin], mode="constant")
     peak = np.unravel_index(int(smooth.argmax()), smooth.shape)
     regions, _ = ndimage.label(smooth > 0.5 * smooth[peak])
-    core = np.where(regions == regions[peak], smooth, 0.0)
+    core = np.where(regions == regions[peak], smooth - 0.5 * smooth[peak], 0.0)
     profiles = [core.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
-    return np.array([profile @ np.arange(profile.size) / profile.sum() for profile in profiles])
+    return np.array([p @ np.arange(p.size) / p.sum() - m for p, m in zip(profiles, margin, strict=True)])
 
 
 def _centred(
