@@ -469,6 +469,11 @@ def test_a_store_looks_unfinished_until_it_is(
     resumed = {file.relative_to(root): file.read_bytes() for file in root.rglob("*") if file.is_file()}
     assert resumed == {file.relative_to(fresh): file.read_bytes() for file in fresh.rglob("*") if file.is_file()}
 
+    seen = 0
+    with pytest.raises(Killed):  # a store that was complete is not while it is being made again
+        finish(root, spec, layout, version, progress=killed_at_third)
+    unfinished()
+
 
 def test_display_windows_span_the_pixels(tmp_path: Path) -> None:
     spec = make_spec("CYX", (2, 300, 300), "float32", channel_colors=("FF0000", "00FF00"))
