@@ -95,7 +95,7 @@ def _source(text: str, settings: DeconvolveSettings) -> SourceSpec:
 
 
 def _report(outcome: Outcome, reporter: Reporter) -> None:
-    reporter.event(outcome.status, output=str(outcome.output), **outcome.summary)
+    reporter.event(outcome.status, **{"output": str(outcome.output), **outcome.summary})
     if outcome.status == "planned":
         plan = outcome.summary
         reporter.data(

@@ -328,6 +328,10 @@ def weights_convert(
     print(output)
 
 
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""Base of what the parser raises: typer's own copy of click from 0.26 on, click's class before."""
+
+
 def command_line() -> str:
     """Return the command as it was typed, for the record; without the path of the program."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -340,20 +344,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    import click
-
     arguments = sys.argv[1:] if argv is None else argv
     reporter = Reporter()
     try:
         code: Any = typer.main.get_command(app)(args=arguments, prog_name="mrbcr", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    except click.ClickException as error:
+    except _UsageError as error:
         reporter.error(" ".join(error.format_message().split()) + "; see --help")
         return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         reporter.error("interrupted; run the same command to resume")
         return InterruptedRunError.exit_code
     except MrbcrError as error:

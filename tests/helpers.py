@@ -1,0 +1,73 @@
+"""Small makers that several test files share: synthetic images, tiny weights, runs of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+from numpy.typing import NDArray
+
+from mrbcr_cli.cli import run
+from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
+from mrbcr_cli.weights import WeightsCard, save_weights
+
+TINY = MrbcrSettings(alpha=2, kt_pairs=((1, 1), (1,), (1,)), b_pairs=((1, 1), (1,), (1,)))
+
+
+def card(name: str = "tiny", **changes: Any) -> WeightsCard:
+    """A valid card of an mrbcr network with settings TINY."""
+    import json
+
+    values: dict[str, Any] = {
+        "name": name,
+        "architecture": "mrbcr",
+        "settings": json.loads(json.dumps(Mrbcr(TINY).settings_dict)),
+        "normalisation": {"kind": "percentile", "low": 0.1, "high": 99.9},
+        "domain": "tests",
+        "trained_on": "nothing",
+        "licence": "MIT",
+        "created_by": "mrbcr tests",
+        "created": "2026-01-01",
+        "effective_halo_px": 96,
+    }
+    return WeightsCard(**{**values, **changes})
+
+
+def tiny_weights(path: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write the weights of a tiny random network, with branches strong enough to change the image."""
+    import torch
+
+    torch.manual_seed(seed)
+    network = Mrbcr(TINY)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith(("second.weight", "project.weight", "coarsest.weight")):
+                parameter.mul_(2)
+    save_weights(path, network.state_dict(), card(**changes))
+    return path
+
+
+def spots(shape: tuple[int, ...], seed: int = 0, dtype: str = "uint16") -> NDArray[Any]:
+    """Blurred points with shot noise on a background of 100; the last two axes are Y and X."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    image = (rng.random(shape) < 0.005).astype(np.float32)
+    image = gaussian_filter(image, (0,) * (len(shape) - 2) + (2.0, 2.0))
+    image = 100 + 2000 * image / max(float(image.max()), 1e-9)
+    return rng.poisson(image).astype(dtype)
+
+
+def deconvolve(*arguments: object) -> int:
+    """Run `mrbcr deconvolve` in this process and return its exit code."""
+    return run(["deconvolve", *map(str, arguments)])
+
+
+def pixels(path: Path) -> NDArray[Any]:
+    """Pixels of an output: level 0 of an OME-Zarr, or a whole TIFF."""
+    if path.is_dir():
+        return np.asarray(zarr.open_group(path, mode="r")["0"][:])  # type: ignore[index]
+    return np.asarray(tifffile.imread(path))
