@@ -93,8 +93,8 @@ def interpret_axes(
         samples = shape[letters.index("S")]
         if not split_rgb:
             raise InputError(
-                f"{path}: holds colour pixels with {samples} samples each (RGB), not intensities; "
-                "give --split-rgb to treat each as a channel, or save one channel as greyscale"
+                f"{path}: holds colour pixels (RGB or alike: {samples} samples each, shape {format_shape(shape)}); "
+                "give --split-rgb to treat each as a channel, --axes if they are none, or save one channel as greyscale"
             )
         notes.append(f"The {samples} samples of each pixel are treated as channels.")
     unknown = [index for index, letter in enumerate(letters) if letter and letter not in CANONICAL_AXES + "S"]

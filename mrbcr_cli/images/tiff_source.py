@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ import numpy as np
 from mrbcr_cli.errors import InputError, MrbcrError
 from mrbcr_cli.images import tiff_meta
 from mrbcr_cli.images.axes import format_shape
+from mrbcr_cli.images.tiff_chain import PageKinds, check_chain
 from mrbcr_cli.images.tiff_pages import JPEG_CODES, Layout, Plane, layout_of
 
-MAX_CHAIN = 1_000_000
-MAX_TAGS = 4096
 PALETTE, COLOR_FILTER_ARRAY = 3, 32803
 
 
@@ -74,10 +72,14 @@ def load_source(path: str | Path, *, series: int | None = None) -> Source:
     Raises InputError: missing, empty, not TIFF, truncated, damaged, missing companion files, no such series, complex,
     boolean or palette pixels, an axis of length zero, a compression that cannot be decoded.
     """
-    check_chain(str(path))
+    kinds = check_chain(str(path))
     try:
         with quiet_tifffile():
-            return _load(str(path), series)
+            source = _load(str(path), series, kinds)
+        for other in source.files:
+            if other != str(path):
+                check_chain(other)
+        return source
     except MrbcrError:
         raise
     except OSError as exc:
@@ -90,64 +92,7 @@ def load_source(path: str | Path, *, series: int | None = None) -> Source:
         ) from exc
 
 
-def check_chain(path: str) -> None:
-    """Walk the chain of image file directories; raises InputError where it is missing, not TIFF, truncated or circular.
-
-    tifffile itself ends the chain quietly where it breaks, which would make a truncated stack a shorter one.
-    """
-    try:
-        size = Path(path).stat().st_size
-        if Path(path).is_dir():
-            raise InputError(f"{path}: is a folder, not a TIFF file")
-        with Path(path).open("rb") as handle:
-            header = handle.read(16)
-            if size == 0:
-                raise InputError(f"{path}: is empty (0 bytes); copy or export it again")
-            order = {b"II": "<", b"MM": ">"}.get(header[:2])
-            version = struct.unpack(f"{order}H", header[2:4])[0] if order and len(header) >= 4 else 0
-            if order is None or version not in (42, 43):
-                raise InputError(
-                    f"{path}: is not a TIFF file; convert it with bioformats2raw (to OME-Zarr) or save it as OME-TIFF"
-                )
-            _walk(handle, path, size, order, big=version == 43)
-    except FileNotFoundError as exc:
-        raise InputError(f"{path}: no such file") from exc
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-
-
-def _walk(handle: Any, path: str, size: int, order: str, *, big: bool) -> None:
-    count_format, tag_size, offset_format, position = (
-        (f"{order}Q", 20, f"{order}Q", 8) if big else (f"{order}H", 12, f"{order}I", 4)
-    )
-
-    def read(at: int, form: str) -> int:
-        handle.seek(at)
-        data = handle.read(struct.calcsize(form))
-        if len(data) < struct.calcsize(form):
-            raise InputError(
-                f"{path}: is truncated: its page {len(seen)} should be at byte {at} but the file has {size}; "
-                "copy or export it again"
-            )
-        return int(struct.unpack(form, data)[0])
-
-    seen: set[int] = set()
-    offset = read(position, offset_format)
-    if offset == 0:
-        raise InputError(f"{path}: holds no image")
-    while offset and len(seen) < MAX_CHAIN:
-        if offset in seen:
-            raise InputError(f"{path}: is damaged: its chain of pages runs in a circle; export it again")
-        tags = read(offset, count_format)
-        if not 0 < tags <= MAX_TAGS:
-            raise InputError(f"{path}: is damaged: page {len(seen)} claims {tags} tags; export it again")
-        seen.add(offset)
-        if Path(path).suffix.lower() == ".ndpi":
-            return  # Hamamatsu's variant has offsets of its own kind
-        offset = read(offset + struct.calcsize(count_format) + tags * tag_size, offset_format)
-
-
-def _load(path: str, wanted: int | None) -> Source:
+def _load(path: str, wanted: int | None, kinds: PageKinds) -> Source:
     from tifffile import TiffFile
 
     with TiffFile(path) as tif:
@@ -155,10 +100,10 @@ def _load(path: str, wanted: int | None) -> Source:
         root = tiff_meta.parse_xml(ome_xml, path=path) if ome_xml is not None else None
         replacement = None if root is None or ome_xml is None else _standalone_xml(root, ome_xml, path)
         if replacement is None:
-            return _describe(tif, path, wanted, root, ome_xml)
+            return _describe(tif, path, wanted, root, ome_xml, kinds)
     ome_xml, usable = replacement
     with TiffFile(path, omexml=usable) as tif:
-        return _describe(tif, path, wanted, tiff_meta.parse_xml(usable, path=path), ome_xml)
+        return _describe(tif, path, wanted, tiff_meta.parse_xml(usable, path=path), ome_xml, kinds)
 
 
 def _standalone_xml(root: ElementTree.Element, ome_xml: str, path: str) -> tuple[str, str] | None:
@@ -190,7 +135,9 @@ def _standalone_xml(root: ElementTree.Element, ome_xml: str, path: str) -> tuple
     return ome_xml, ElementTree.tostring(root, encoding="unicode")
 
 
-def _describe(tif: Any, path: str, wanted: int | None, root: ElementTree.Element | None, ome_xml: str | None) -> Source:
+def _describe(
+    tif: Any, path: str, wanted: int | None, root: ElementTree.Element | None, ome_xml: str | None, kinds: PageKinds
+) -> Source:
     every = tif.series
     if not every:
         raise InputError(f"{path}: holds no image that can be read; the file is damaged or of an unknown kind")
@@ -202,7 +149,7 @@ def _describe(tif: Any, path: str, wanted: int | None, root: ElementTree.Element
     keyframe = series.keyframe
     _check_pixels(keyframe, series, path, imagej=tif.is_imagej)
     layout = layout_of(keyframe)
-    plane, plane_count, planes = _planes(series, layout, path)
+    plane, plane_count, planes = _planes(series, layout, path, kinds)
     notes = list(_check_extent(planes))
     if len(every) > 1 and wanted is None:
         notes.append(f"The file holds {_list_series(every)}; series 0 is read. Give --series to choose.")
@@ -286,7 +233,9 @@ def _is_ramp(colormap: Any) -> bool:
     return bool((np.diff(np.asarray(colormap, np.int64), axis=1) >= 0).all())
 
 
-def _planes(series: Any, layout: Layout, path: str) -> tuple[Callable[[int], Plane], int, list[Plane]]:
+def _planes(
+    series: Any, layout: Layout, path: str, kinds: PageKinds
+) -> tuple[Callable[[int], Plane], int, list[Plane]]:
     """Return plane number -> Plane, their number, and those to check (where all lie end to end, the last is enough)."""
     # not len(series): that is 1 for ImageJ's stacks above 4 GB, which have a single directory
     total = math.prod(series.shape) // max(1, math.prod(layout.shape))
@@ -302,8 +251,11 @@ def _planes(series: Any, layout: Layout, path: str) -> tuple[Callable[[int], Pla
     planes = []
     for index, page in enumerate(series):
         own = layouts.get(id(page.keyframe)) or layouts.setdefault(id(page.keyframe), layout_of(page.keyframe))
-        if own.shape != layout.shape or own.dtype != layout.dtype:
-            raise InputError(f"{path}: {_label(index, total)} differs in shape or pixel type from the first")
+        same = kinds.get(page.offset) == kinds.get(page.keyframe.offset) or page.parent is not series.keyframe.parent
+        if own.shape != layout.shape or own.dtype != layout.dtype or not same:
+            raise InputError(
+                f"{path}: {_label(index, total)} differs in shape or pixel type from the first; save such pages apart"
+            )
         tables = page.jpegtables if int(page.keyframe.compression) in JPEG_CODES else None
         name = page.parent.filehandle.path if series.is_multifile else path
         planes.append(Plane(name, _label(index, total), own, page.dataoffsets, page.databytecounts, tables))

@@ -379,3 +379,13 @@ def test_a_region_outside_the_image_is_a_bug(tmp_path: Path) -> None:
     for region in ((slice(0, 9), slice(0, 8)), (slice(0, 8),), (slice(None), slice(0, 8)), (slice(-1, 4), slice(0, 8))):
         with pytest.raises(ValueError, match=r"outside|axes|explicit"):
             reader.read(region)
+
+
+def test_a_page_of_another_size_inside_a_stack_is_refused(tmp_path: Path) -> None:
+    """tifffile looks at three pages only to call a stack uniform, and would crop this one."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for page in range(20):
+            image = np.zeros((30 + (page == 9), 20), np.uint8)
+            writer.write(image, metadata=None, photometric="minisblack", compression="zlib")
+    with pytest.raises(InputError, match="plane 10 of 20 differs"):
+        open_tiff(tmp_path / "a.tif")

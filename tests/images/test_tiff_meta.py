@@ -88,6 +88,21 @@ def test_a_renamed_ome_tiff_reads_itself(tmp_path: Path) -> None:
     assert expected.any()
 
 
+def test_a_file_cut_inside_its_metadata_is_not_read_as_a_plain_one(tmp_path: Path) -> None:
+    """libtiff writes the description behind the pixels: without it a channel stack would pass for a z stack."""
+    path = write_ome(tmp_path / "a.ome.tif")
+    with tifffile.TiffFile(path) as tif:
+        tag = tif.pages.first.tags[270]
+        entry, text = tag.offset, tif.pages.first.description.encode()
+    data = bytearray(path.read_bytes())
+    data[entry + 8 : entry + 12] = len(data).to_bytes(4, "little")
+    path.write_bytes(data + text + b"\0")
+    assert open_tiff(path).info.axes == "CYX"
+    path.write_bytes((data + text)[:-20])
+    with pytest.raises(InputError, match="truncated: tag 270 of page 1"):
+        open_tiff(path)
+
+
 def test_a_companion_file_describes_the_image(tmp_path: Path) -> None:
     pointer = '<OME xmlns="x"><BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:9"/></OME>'
     image = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
