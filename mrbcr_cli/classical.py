@@ -65,7 +65,7 @@ class RichardsonLucy:
     ) -> None:
         """`tv`: strength of total variation (0 to 0.1; 0.002 is a usual value). `background`: light, in the image's
         units, that the specimen did not emit (camera offset, haze): it is explained before the specimen and added
-        back; None takes the low end of the image's range. `accelerate`: about 3 times fewer iterations for the same
+        back; None takes the low end of the image's range. `accelerate`: half to a third of the iterations for the same
         sharpness, and noise grows as much faster.
 
         Raises InputError for values out of range.
@@ -151,7 +151,11 @@ class Wiener:
         self.halo_zyx = self._reach_zyx()
 
     def _reach_zyx(self) -> tuple[int, int, int]:
-        """Return how far the filter reaches along each axis: beyond lies less than 0.2 % of its absolute weight."""
+        """Return how far the filter reaches along each axis: beyond lies less than 0.2 % of its absolute weight.
+
+        Largest difference between tiled and whole, over the image's range: 4e-4 at balance 1e-2, 4e-3 at 1e-4 (2-D);
+        1e-2 for a 3-D widefield PSF, whose filter has a long tail.
+        """
         radius = self.psf.radius_zyx
         limit = 512 if radius[0] == 0 else 128
         sizes = [next_fast_len(min(limit, max(64, 8 * r))) if r else 1 for r in radius]
@@ -330,8 +334,10 @@ def _iteration_halo(psf: Psf) -> tuple[int, int, int]:
     """Return the context (z, y, x) that Richardson-Lucy reads around a block.
 
     Every iteration spreads by the PSF's radius, but what comes from afar fades: five times the radius that holds 95 %
-    of the light, at least the PSF's whole radius, at most three of them. See tests/test_classical.py for the
-    difference that is left between tiled and whole.
+    of the light, at least the PSF's whole radius, at most three of them. Largest difference left between tiled and
+    whole, over the image's range, in-focus PSFs of 2 to 6 px FWHM: 5e-4 after 20 iterations, 3e-3 after 100 or with
+    acceleration, 8e-3 with total variation (single pixels; its root mean square is 20 times smaller throughout).
+    A strongly defocused 2-D PSF has no such limit: 4 % was seen; choose large tiles.
     """
     weight = torch.tensor(np.fft.ifftshift(psf.values_zyx))
     core = [5 * _reach(weight, axis, 0.05) for axis in range(3)]

@@ -207,7 +207,10 @@ def _without_background(
             "peak that rises above the noise was kept."
         )
         result = np.where(_rising(result), result, 0.0)
-    elif negative > 0:
+        return result.clip(0, None)
+    if background is None and level > 0:
+        said.append(f"The PSF looks measured: its background of {level:.4g} was subtracted.")
+    if negative > 0:
         said.append(f"{100 * negative:.2g} % of the PSF's values were negative and became 0.")
     return result.clip(0, None)
 
