@@ -40,7 +40,8 @@ def configure_zarr() -> None:
     """Bound zarr's threads and chunks in flight for this process; every entry to zarr in the tool calls this first.
 
     zarr's default pool has min(32, cores + 4) threads and, for shards, 10 x 10 chunks in flight, each holding its
-    encoded and its decoded bytes. As many threads as cores, at most 8, and as many chunks per level are as fast.
+    encoded and its decoded bytes. As many threads as cores, at most 8, and as many chunks per level hold less and are
+    no slower: on 2 busy cores 16 planes of 2048 px read at 290 MB/s with 2 and 2, at 130 MB/s with the defaults.
     """
     global _configured
     with _configure_lock:
