@@ -67,7 +67,7 @@ def plan_layout(spec: OutputSpec, block_shape: tuple[int, ...], version: Version
     long as the image, the cut need not divide the block and is made even instead.
 
     The codec is zstd level 1 after a byte shuffle (blosc). Measured on uint16 microscopy (five of the shared files,
-    512 px chunks, one core of a Xeon): 447 MB/s in, 1260 MB/s out, 3.6-fold smaller. Plain zstd level 1: 218 MB/s,
+    512 px chunks, one core of an AMD EPYC): 447 MB/s in, 1260 MB/s out, 3.6-fold smaller. Plain zstd level 1: 218 MB/s,
     2.7-fold; blosc zstd level 3: 157 MB/s, 3.3-fold; level 1 with bit shuffle: 574 MB/s, 3.1-fold; blosc lz4 with
     bit shuffle: 1160 MB/s, 2.9-fold. Hashing, copies and fsync bring a written block to about a third of the codec.
     Raises ValueError where the block does not have one positive length per axis.
