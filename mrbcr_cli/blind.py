@@ -46,7 +46,8 @@ LEAST_GAIN = 4.0
 FWHM_PER_SIGMA = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
 AIRY_FWHM_CUTOFF = 1.029
 """FWHM times cut-off frequency of an in-focus Airy pattern: 0.5145 lambda/NA times 2 NA/lambda."""
-ADVICE = "give the point spread function with --psf"
+ADVICE = "give a measured or computed PSF: --method richardson-lucy --psf FILE"
+BALANCE_ADVICE = "give the ratio of noise to structure: --balance (usually 1e-4 to 0.1)"
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ def estimate_balance(planes: Sequence[NDArray[Any]], psf: Psf) -> float:
 
     from mrbcr_cli.classical import gradient_power, transfer_function
 
-    spectrum = radial_power(planes)
-    _refuse_noise(spectrum)
+    spectrum = radial_power(planes, BALANCE_ADVICE)
+    _refuse_noise(spectrum, BALANCE_ADVICE)
     tile = spectrum.tile_px
     shape = (64, tile, tile) if psf.is_3d else (tile, tile)
     with torch.inference_mode():
@@ -174,7 +175,7 @@ def estimate_balance(planes: Sequence[NDArray[Any]], psf: Psf) -> float:
         amplitude, floor = _two_parts(columns / model, power / model, np.sqrt(spectrum.samples[low].clip(1, 400)))
         model = np.maximum(amplitude * structure + floor, 1e-3 * power)
     if amplitude <= 0:
-        raise InputError(f"the image shows nothing but noise to this PSF; {ADVICE}, or the balance with --balance")
+        raise InputError(f"the image shows nothing but noise to this PSF; {BALANCE_ADVICE}")
     return float(np.clip(floor / amplitude, 1e-6, 10.0))
 
 
@@ -186,16 +187,16 @@ def _two_parts(columns: Array, target: Array, weight: Array) -> tuple[float, flo
     return float(found[0] / scale[0]), float(found[1] / scale[1])
 
 
-def radial_power(planes: Sequence[NDArray[Any]]) -> RadialPower:
+def radial_power(planes: Sequence[NDArray[Any]], advice: str = ADVICE) -> RadialPower:
     """Return the mean power spectrum of Hann-windowed tiles of the planes; only the most varied tiles if many.
 
-    Raises InputError for planes below 48 pixels and for values that are not finite.
+    `advice` ends the error messages. Raises InputError for planes below 48 pixels and for values that are not finite.
     """
     if not planes:
-        raise InputError(f"there is no plane to estimate from; {ADVICE}")
+        raise InputError(f"there is no plane to estimate from; {advice}")
     smallest = min(min(plane.shape) for plane in planes)
     if smallest < MIN_PLANE_PX:
-        raise InputError(f"planes of {smallest} pixels are too small to estimate a PSF from; {ADVICE}")
+        raise InputError(f"planes of {smallest} pixels are too small to estimate from; {advice}")
     tile = min(TILE_PX, smallest - smallest % 2)
     corners = [
         (number, y, x)
@@ -212,7 +213,7 @@ def radial_power(planes: Sequence[NDArray[Any]]) -> RadialPower:
     for number, y, x in corners:
         values = planes[number][y : y + tile, x : x + tile].astype(np.float64)
         if not np.isfinite(values).all():
-            raise InputError(f"the sampled planes hold NaN or infinite values; {ADVICE}")
+            raise InputError(f"the sampled planes hold NaN or infinite values; {advice}")
         values -= (values * window).sum() / window.sum()
         total += np.abs(np.fft.rfft2(values * window)) ** 2
     total /= len(corners) * (window * window).sum()
@@ -246,14 +247,14 @@ def _mean_per_bin(values: Array, index: NDArray[np.intp], used: NDArray[np.bool_
     return np.asarray(totals / np.bincount(index[used], minlength=count))
 
 
-def _refuse_noise(spectrum: RadialPower) -> None:
+def _refuse_noise(spectrum: RadialPower, advice: str = ADVICE) -> None:
     """Raise InputError where no frequency stands out of the floor."""
     low = spectrum.power[spectrum.frequency > LOWEST_FREQUENCY]
     if not low.max() > 0:
-        raise InputError(f"the image is constant: nothing to estimate a PSF from; {ADVICE}")
+        raise InputError(f"the image is constant: nothing to estimate from; {advice}")
     quarter = max(2, low.size // 4)
     if low[:quarter].mean() < 1.5 * np.median(low[-quarter:]):
-        raise InputError(f"the image shows noise but no structure to estimate a PSF from; {ADVICE}")
+        raise InputError(f"the image shows noise but no structure to estimate from; {advice}")
 
 
 def _fit(spectrum: RadialPower, family: Family) -> _Fit:
