@@ -68,7 +68,8 @@ class Reporter:
         else:
             beat = _Heartbeat(label, total, unit, done, self._clock, self.info)
             yield beat
-            beat.finish()
+            if beat.done > done:
+                beat.finish()
 
 
 class Progress:

@@ -190,6 +190,8 @@ def _blind(
     pixel_um = scale_zyx_um(info)[1]
     size = f"{estimate.fwhm_px:.2f} px" + (f" ({1000 * estimate.fwhm_px * pixel_um:.0f} nm)" if pixel_um else "")
     note = f"channel {channel}: PSF estimated from the image's spectrum, FWHM {size}"
+    if estimate.confidence == "low":
+        note += "; the estimate is uncertain: compare with a measured PSF (--psf)"
     described = {**method.description, "estimate": estimate.to_dict()}
     return ChannelMethod(method.spec, method.fingerprint, described, (*method.notes, note))
 
