@@ -50,11 +50,11 @@ def make_cases(
     field_px: int,
     patch_px: int,
 ) -> list[Case]:
-    """One case for each cell of photons x FWHM x haze; the patch is the busiest of nine places in its field."""
-    rng = np.random.default_rng(SEED)
+    """One case for each cell of photons x FWHM x haze; the patch is the busiest of ten places in its field."""
     cases = []
     size = patch_px + 2 * MARGIN_PX
-    for peak, fwhm, haze_fraction in itertools.product(PEAKS_E, FWHMS_PX, HAZE):
+    for index, (peak, fwhm, haze_fraction) in enumerate(itertools.product(PEAKS_E, FWHMS_PX, HAZE)):
+        rng = np.random.default_rng([SEED, index])
         conditions = fm.with_bins(
             fm.draw_conditions(rng), peak_electrons=peak, fwhm_px=fwhm, haze_fraction=haze_fraction
         )
@@ -64,16 +64,17 @@ def make_cases(
         others = [np.roll(plane, (31, 17), (0, 1)) for _ in conditions.haze_planes]
         others[0] = draw_specimen(rng, held_out, field_px)
         field = fm.make_field(plane, others, conditions, rng, keep_optics=True)
-        corners = [(int(y), int(x)) for y, x in rng.integers(0, field_px - size + 1, (9, 2))]
-        inner = [np.s_[y + MARGIN_PX : y + size - MARGIN_PX, x + MARGIN_PX : x + size - MARGIN_PX] for y, x in corners]
-        y, x = corners[int(np.argmax([field.target[i].std() for i in inner]))]
-        outer = np.s_[y : y + size, x : x + size]
+        # Nine places and one around the brightest pixel, so that no patch of a sparse field is empty.
+        places = [(int(y), int(x)) for y, x in rng.integers(0, field_px, (9, 2))]
+        brightest = np.unravel_index(int(field.target.argmax()), field.target.shape)
+        places.append((int(brightest[0]), int(brightest[1])))
+        y, x = max(places, key=lambda place: float(_around(field.target, *place, patch_px).std()))
         haze = field.haze if field.haze is not None else np.zeros_like(field.mean)
         cases.append(
             Case(
-                noisy=fm.record(field.mean[outer], conditions, rng),
-                target=field.target[outer],
-                haze=haze[outer],
+                noisy=fm.record(_around(field.mean, y, x, size), conditions, rng),
+                target=_around(field.target, y, x, size),
+                haze=_around(haze, y, x, size),
                 otf=fm.psf_otf(size, conditions.psf),
                 low=field.low,
                 high=field.high,
@@ -82,6 +83,13 @@ def make_cases(
             )
         )
     return cases
+
+
+def _around(image: fm.Image, y: int, x: int, size: int) -> fm.Image:
+    """The (size, size) piece of a periodic field whose middle is (y, x)."""
+    reach = np.arange(-(size // 2), size - size // 2)
+    piece: fm.Image = image.take(reach + y, axis=0, mode="wrap").take(reach + x, axis=1, mode="wrap")
+    return piece
 
 
 def psnr(image: fm.Image, case: Case) -> float:

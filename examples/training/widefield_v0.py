@@ -49,8 +49,6 @@ from mrbcr_cli.weights import WeightsCard, save_weights
 FIELD_PX = 384
 CONTEXT_PX = 16
 VALIDATION_PX = 128
-CONTEXT_PX = 16
-VALIDATION_PX = 128
 """Rim of a training patch that is context and not judged."""
 
 
@@ -205,7 +203,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--patch", type=int, default=160)
+    parser.add_argument("--patch", type=int, default=192, help="px, a multiple of 16, 96 or more")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--fft-weight", type=float, default=0.05)
     parser.add_argument("--charbonnier", action="store_true")
