@@ -16,9 +16,10 @@ from mrbcr_cli.errors import InputError
 
 MAX_CHAIN = 1_000_000
 MAX_TAGS = 4096
-TYPE_BYTES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
-"""Size of a value of each TIFF field type (TIFF 6.0 section 2, BigTIFF 16 to 18); 0 where the type is unknown."""
-
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Size of a value of each TIFF field type; a type that is not listed has no size that could be checked."""
+PRIVATE_TAGS = 32768
+"""From here on tags belong to companies, some of which bend the rules; no pixel depends on them."""
 PageKinds = dict[int, tuple[int, ...]]
 """Offset of each directory in the chain -> width, length and compression as its tags state them."""
 
@@ -59,8 +60,10 @@ def _walk(handle: Any, path: str, size: int, order: str, *, big: bool) -> PageKi
     seen: PageKinds = {}
 
     def read(at: int, count: int) -> bytes:
-        handle.seek(at)
-        data: bytes = handle.read(count)
+        data = b""
+        if at + count <= size:  # also keeps absurd offsets from seek
+            handle.seek(at)
+            data = handle.read(count)
         if len(data) < count:
             raise InputError(
                 f"{path}: is truncated: its page {len(seen) + 1} should reach byte {at + count} but the file has {size}"
@@ -80,27 +83,25 @@ def _walk(handle: Any, path: str, size: int, order: str, *, big: bool) -> PageKi
         if hamamatsu:
             return {}
         data = read(offset + count_bytes, tags * entry.itemsize + inline_bytes)
-        entries = np.frombuffer(data, entry, count=tags)
-        lengths = entries["count"].astype(np.float64) * TYPE_BYTES[np.minimum(entries["type"], len(TYPE_BYTES) - 1)]
-        ends = np.where(lengths > inline_bytes, entries["value"] + lengths, 0)
-        if ends.max() > size:
-            tag = int(entries["code"][ends.argmax()])
-            raise InputError(
-                f"{path}: is truncated: tag {tag} of page {len(seen) + 1} ends at byte {int(ends.max())} but the file "
-                f"has {size}; copy or export it again"
-            )
+        entries = np.frombuffer(data, entry, count=tags).tolist()
+        for code, kind, count, value in entries:
+            length = count * TYPE_BYTES.get(kind, 0)
+            if length > inline_bytes and value + length > size and code < PRIVATE_TAGS:
+                raise InputError(
+                    f"{path}: is truncated: tag {code} of page {len(seen) + 1} ends at byte {value + length} but the "
+                    f"file has {size}; copy or export it again"
+                )
         seen[offset] = _page_kind(entries, order, inline_bytes)
         offset = int(np.frombuffer(data, wide, offset=tags * entry.itemsize)[0])
     return seen
 
 
-def _page_kind(entries: Any, order: str, inline_bytes: int) -> tuple[int, ...]:
+def _page_kind(entries: list[tuple[int, int, int, int]], order: str, inline_bytes: int) -> tuple[int, ...]:
     """Width, length and compression; a value shorter than its field is at the field's start in either byte order."""
-    kind = []
-    for code in (256, 257, 259):
-        value = 0
-        for entry in entries[entries["code"] == code]:
-            short = order == ">" and TYPE_BYTES[min(int(entry["type"]), len(TYPE_BYTES) - 1)] == 2
-            value = int(entry["value"]) >> 8 * (inline_bytes - 2) if short else int(entry["value"])
-        kind.append(value)
-    return tuple(kind)
+    stated = {}
+    for code, kind, _, value in entries:
+        if code in (256, 257, 259):
+            short = TYPE_BYTES.get(kind) == 2
+            shifted = value >> 8 * (inline_bytes - 2) if order == ">" else value & 0xFFFF
+            stated[code] = shifted if short else value
+    return tuple(stated.get(code, 0) for code in (256, 257, 259))

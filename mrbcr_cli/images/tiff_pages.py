@@ -26,7 +26,7 @@ from mrbcr_cli.errors import InputError
 CACHE_BYTES = 256 * 2**20
 JPEG_CODES = {6, 7, 33007, 34892}
 # What tifffile and imagecodecs raise on damaged or unsupported data (imagecodecs' own errors are RuntimeErrors).
-DECODE_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, IndexError, ImportError, struct.error)
+DECODE_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, IndexError, ImportError, MemoryError, struct.error)
 
 Box = tuple[slice, slice, slice, slice, slice]
 """Separate samples, depth, rows, columns, interleaved samples: the five axes of any TIFF page."""
@@ -269,7 +269,7 @@ class PageReader:
         try:
             segment, _, _ = plane.layout.decode(data, index, **kwargs)
         except DECODE_ERRORS as exc:
-            reason = " ".join(str(exc).split())[:200]
+            reason = " ".join(str(exc).split())[:200] or type(exc).__name__
             raise InputError(
                 f"{plane.path}: {plane.label} cannot be decoded ({reason}); "
                 "the file is damaged or its compression is not supported"

@@ -273,17 +273,16 @@ def _check_extent(planes: Sequence[Plane]) -> Iterator[str]:
     for plane in planes:
         size = sizes.get(plane.path) or sizes.setdefault(plane.path, Path(plane.path).stat().st_size)
         layout = plane.layout
-        expected = 1 if layout.raw else int(np.prod(layout.grid))
+        expected = 1 if layout.raw else math.prod(layout.grid)
         if min(len(plane.offsets), len(plane.bytecounts)) < expected:
             raise InputError(
                 f"{plane.path}: {plane.label} lists {len(plane.offsets)} of {expected} segments; it is damaged"
             )
-        offsets = np.asarray(plane.offsets[:expected], np.float64)
-        counts = np.asarray(plane.bytecounts[:expected] if not layout.raw else [layout.nbytes], np.float64)
-        stored = (offsets > 0) & (counts > 0)
-        sparse += int(np.count_nonzero(~stored))
+        counts = (layout.nbytes,) if layout.raw else plane.bytecounts[:expected]
+        ends = [offset + count for offset, count in zip(plane.offsets, counts, strict=False) if offset and count]
+        sparse += expected - len(ends)
         total += expected
-        end = int((offsets + counts)[stored].max()) if stored.any() else 0
+        end = max(ends, default=0)
         if end > size:
             raise InputError(
                 f"{plane.path}: is truncated: {plane.label} ends at byte {end} but the file has {size}; "
