@@ -1,7 +1,8 @@
 """The command line: parse, call, map errors to exit codes; no logic.
 
-Invariant: every foreseeable failure leaves as one or two lines on stderr with its exit code (0 done, 1 unexpected, 2 bad
-input, 3 incomplete, 4 another run's output, 75 interrupted); heavy imports happen inside the command that needs them.
+Invariant: every foreseeable failure leaves as one or two lines on stderr with its exit code (0 done, 1 unexpected,
+2 bad input, 3 incomplete, 4 another run's output, 75 interrupted); heavy imports happen inside the command that needs
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import typer
 
 from mrbcr_cli import __version__
 from mrbcr_cli.console import Reporter
-from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
+from mrbcr_cli.errors import IncompleteError, InterruptedRunError, MrbcrError
 
 app = typer.Typer(
     name="mrbcr",
@@ -315,16 +316,18 @@ def weights_convert(
         typer.Argument(metavar="CHECKPOINT_DIR", help="Folder with checkpoint, *.index, *.data-*.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights file to write (.safetensors).")],
+    name: Annotated[str | None, typer.Option("--name", help="Name in the card. Default: the folder's.")] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the weights, kept in the card.")] = "unknown",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     debug: Debug = False,
 ) -> None:
     """Convert a TensorFlow checkpoint of the authors' m-rBCR or DeBCR (needs the \\[convert] extra)."""
-    if output.exists() and not overwrite:
-        raise InputError(f"{output}: exists; use --overwrite to replace it")
+    from datetime import UTC, datetime
+
     from mrbcr_cli.weights_convert import convert_checkpoint
 
-    convert_checkpoint(checkpoint, output, licence=licence)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    convert_checkpoint(checkpoint, output, created=now, name=name, licence=licence, overwrite=overwrite)
     print(output)
 
 

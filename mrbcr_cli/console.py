@@ -1,7 +1,7 @@
 """What the user sees while the tool works: a bar on a terminal, plain heartbeat lines in a log file, JSON on request.
 
-Invariant: stdout carries only data a script may read (paths, JSON lines); everything else goes to stderr. The pure parts
-of the tool never print: they are handed a Reporter.
+Invariant: stdout carries only data a script may read (paths, JSON lines); everything else goes to stderr. The pure
+parts of the tool never print: they are handed a Reporter.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def deconvolve_file(
     if before is not None:
         if before.get("fingerprint") != plan.fingerprint:
             raise FingerprintError(
-                f"{target.path}: exists, made from another input, model or settings; use --overwrite or another --output"
+                f"{target.path}: exists, made from another input, model or settings; "
+                "use --overwrite or another --output"
             )
         reporter.info(f"{target.path}: already done, nothing to do")
         return Outcome(target.path, "unchanged", {"fingerprint": plan.fingerprint})
@@ -100,7 +101,8 @@ def deconvolve_file(
         return _carry_out(plan, target, settings, reporter, clients, command)
     except OSError as error:
         raise IncompleteError(
-            f"{target.path}: cannot write ({error.strerror or error}); what is done is kept, run the same command to resume"
+            f"{target.path}: cannot write ({error.strerror or error}); what is done is kept, "
+            "run the same command to resume"
         ) from error
     finally:
         forget_run()

@@ -1,6 +1,6 @@
 """What a user may set, checked before anything is opened; YAML in and out.
 
-Invariant: a settings object that exists is valid by itself; whatever depends on the image is checked when it is planned.
+Invariant: a settings object that exists is valid by itself; what depends on the image is checked when it is planned.
 The names of the fields are the long options of the command line with underscores.
 """
 

@@ -228,7 +228,7 @@ def test_configuration(
 def test_unwritable_output_is_exit_3(
     tmp_path: Path, image: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root may write anywhere, so the refusal is the kernel's only where it can be; else the call itself is made to fail."""
+    """Root may write anywhere: there the call itself is made to fail as the kernel would make it fail."""
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     if os.access(folder, os.W_OK):

@@ -201,7 +201,9 @@ def test_a_folder_of_planes_is_one_stack(tmp_path: Path, weights: Path) -> None:
     stack = spots((4, 50, 60))
     (tmp_path / "planes").mkdir()
     for k, plane in enumerate(stack):
-        tifffile.imwrite(tmp_path / "planes" / f"p{k + 8}.tif", plane, photometric="minisblack")  # p8 p9 p10 p11: natural order
+        tifffile.imwrite(
+            tmp_path / "planes" / f"p{k + 8}.tif", plane, photometric="minisblack"
+        )  # p8 p9 p10 p11: natural order
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack", metadata={"axes": "ZYX"})
     for name, source in (
         ("a", tmp_path / "planes"),

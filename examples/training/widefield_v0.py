@@ -39,6 +39,7 @@ import sources as real
 import specimens
 import torch
 import validation as val
+from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone that was not installed
@@ -48,8 +49,8 @@ from mrbcr_cli.weights import WeightsCard, save_weights
 
 FIELD_PX = 384
 CONTEXT_PX = 16
-VALIDATION_PX = 128
 """Rim of a training patch that is context and not judged."""
+VALIDATION_PX = 128
 
 
 def draw_specimen(rng: np.random.Generator, sources: list[real.Source], size: int) -> fm.Image:
@@ -156,6 +157,7 @@ def card(network: Mrbcr, args: argparse.Namespace, log: Log) -> WeightsCard:
     recipe = (
         f"examples/training/widefield_v0.py --minutes {args.minutes:g} --batch {args.batch} --patch {args.patch} "
         f"--lr {args.lr:g} --fft-weight {args.fft_weight:g} --bf16-until {args.bf16_until:g} --seed {args.seed}"
+        + (" --init WEIGHTS_OF_AN_EARLIER_RUN" if args.init else "")
     )
     return WeightsCard(
         name="widefield",
@@ -213,6 +215,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every-minutes", type=float, default=5.0, help="between validations and checkpoints")
     parser.add_argument("--no-baseline", action="store_true", help="leave out Richardson-Lucy on the validation set")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init", type=Path, help="start from the weights of this safetensors file")
     parser.add_argument("--contact-sheet", type=Path, help="write 16 pairs as a PNG and stop")
     return parser.parse_args(argv)
 
@@ -273,6 +276,8 @@ class Run:
 def new_run(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     network = Mrbcr(MrbcrSettings())
+    if args.init:
+        network.load_state_dict(load_file(args.init))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=1e-4)
     run = Run(network, Average(network, args.ema), optimizer, np.random.default_rng(args.seed))

@@ -77,7 +77,7 @@ def find_source(
     path = Path(text)
     if not path.exists():
         if glob.has_magic(text):
-            names = _tiffs(Path(p) for p in glob.glob(text))
+            names = _tiffs(Path(p) for p in glob.iglob(text))  # noqa: PTH207 - the pattern may be absolute
             if not names:
                 raise InputError(f"{text}: no TIFF file matches this pattern")
             return SourceSpec(names, text, len(names) > 1, series, axes, split_rgb)

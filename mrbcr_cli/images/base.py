@@ -27,7 +27,7 @@ class ImageInfo:
 
     path: str
     format: str
-    """One of "tiff", "ome-tiff", "imagej-tiff", "planes" (a folder or glob of TIFF planes), "ome-zarr-0.4", "ome-zarr-0.5"."""
+    """ "tiff", "ome-tiff", "imagej-tiff", "planes" (several TIFF files), "ome-zarr-0.4" or "ome-zarr-0.5"."""
     axes: str
     """Canonical: a subset of TCZYX, always ending in YX. Axes of length 1 that the file names are kept."""
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class ImageInfo:
     scale: tuple[float | None, ...]
     """Pixel size, plane distance or time interval along each axis; None where the file is silent. C is always None."""
     units: tuple[str | None, ...]
-    """Unit of `scale` as a UDUNITS-2 name as OME-Zarr spells it ("micrometer", "nanometer", "second"); None where unknown."""
+    """Unit of `scale` as OME-Zarr spells it (UDUNITS-2: "micrometer", "nanometer", "second"); None where unknown."""
     channel_names: tuple[str, ...] = ()
     """One per channel ("" where unnamed); empty when nothing is known of any channel."""
     channel_colors: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What is to be written: the image and all that must survive beside its pixels. Tuples follow `axes` (canonical)."""
+    """What is to be written: the image and all that must survive beside its pixels. Tuples follow `axes`."""
 
     axes: str
     shape: tuple[int, ...]
@@ -96,14 +96,14 @@ class ImageReader(Protocol):
     def info(self) -> ImageInfo: ...
 
     def read(self, region: Region) -> NDArray[Any]:
-        """Return the pixels of `region` (canonical axes, native byte order, `info.dtype`), reading no more than its chunks.
+        """Return the pixels of `region`: canonical axes, native byte order, `info.dtype`; reads only chunks it meets.
 
         Raises InputError when the data are truncated or cannot be decoded; says which file and where.
         """
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) that changes when the pixels or metadata on disk change; cheap for any size; the path is no part of it."""
+        """SHA-256 (hex) that changes with the pixels or metadata on disk; cheap for any size; no path in it."""
         ...
 
     def close(self) -> None: ...

@@ -49,11 +49,14 @@ class MrbcrSettings:
     def __post_init__(self) -> None:
         if self.stages not in (1, 2, 3):
             raise ValueError(f"stages must be 1, 2 or 3, not {self.stages}")
-        if self.alpha < 1:
-            raise ValueError(f"alpha must be at least 1, not {self.alpha}")
+        if not 1 <= self.alpha <= 64:
+            raise ValueError(f"alpha must be 1 to 64, not {self.alpha}")
         for name, pairs in (("kt_pairs", self.kt_pairs), ("b_pairs", self.b_pairs)):
+            # The upper bounds keep a hostile weights card from taking all memory before its shapes are compared.
             if len(pairs) < self.stages or not all(1 <= len(scale) <= 4 for scale in pairs):
                 raise ValueError(f"{name} needs 1 to 4 levels for each of {self.stages} scales, not {pairs}")
+            if len(pairs) > 3 or not all(0 <= count <= 16 for scale in pairs for count in scale):
+                raise ValueError(f"{name} needs at most 3 scales of 0 to 16 residual pairs a level, not {pairs}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MrbcrSettings:

@@ -116,7 +116,7 @@ def round_up(value: int, step: int) -> int:
 
 
 def balanced_tile(size_px: int, largest_px: int, alignment_px: int) -> int:
-    """Return the tile size, a multiple of `alignment_px`, that cuts `size_px` into the fewest equal tiles <= largest."""
+    """Return the multiple of `alignment_px` that cuts `size_px` into the fewest equal tiles not above `largest_px`."""
     largest_px = max(largest_px // alignment_px, 1) * alignment_px
     count = -(-size_px // largest_px)
     return min(round_up(-(-size_px // count), alignment_px), largest_px)

@@ -38,7 +38,11 @@ GIVE_UP_AFTER = 16
 class MethodSpec(Protocol):
     """A hashable, picklable recipe for a Method."""
 
-    def build(self) -> Method: ...
+    def build(self) -> Method:
+        """Make the method on this worker."""
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
