@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrbcr_cli.console import Reporter, bytes_text
-from mrbcr_cli.deconvolve import Clients, Outcome, Target, deconvolve_file
+from mrbcr_cli.deconvolve import Outcome, Target, deconvolve_file
 from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
 from mrbcr_cli.settings import DeconvolveSettings
+from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
+from mrbcr_cli.stream.signals import interrupt_on_signal
 
 
 def deconvolve_batch(
@@ -32,7 +34,7 @@ def deconvolve_batch(
     targets = name_targets(inputs, output, settings.output_format)
     outcomes: list[Outcome] = []
     failures = 0
-    with Clients() as clients:
+    with interrupt_on_signal(), Clients() as clients:
         for text, target in zip(inputs, targets, strict=True):
             try:
                 source = _source(text, settings)

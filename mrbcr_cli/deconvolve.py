@@ -6,13 +6,8 @@ metadata, and what stood there before (--overwrite) goes only then. Killed at an
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +20,10 @@ from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.plan import Plan, make_plan, provenance
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.blocks import Grid
+from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import DriveResult, Job, describe, drive, forget_run
 from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LedgerContents, read_ledger
+from mrbcr_cli.stream.signals import stop_on_signal
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -212,7 +209,7 @@ def _drive(plan: Plan, job: Job, ledger: Ledger, reporter: Reporter, clients: Cl
     label = plan.source.stem
     shown: set[str] = set()
     with (
-        _stop_on_signal(reporter) as stop,
+        stop_on_signal(reporter.info) as stop,
         reporter.progress(label, len(plan.grid), done=len(ledger.records)) as progress,
     ):
 
@@ -348,60 +345,3 @@ def _say_done(target: Target, plan: Plan, summary: dict[str, Any], reporter: Rep
         )
     if summary["non_finite"]:
         reporter.warn(f"{summary['non_finite']} pixels of the input were NaN or infinite")
-
-
-class Clients:
-    """Dask clients, made when the first block needs one and kept for the next file."""
-
-    def __init__(self) -> None:
-        self._open: dict[int, tuple[Any, Any]] = {}
-
-    def get(self, workers: int) -> Any:
-        """A client with `workers` threads."""
-        if workers not in self._open:
-            self.close()
-            from mrbcr_cli.stream.cluster import local_client
-
-            manager = local_client(workers)
-            self._open[workers] = (manager, manager.__enter__())
-        return self._open[workers][1]
-
-    def close(self) -> None:
-        """Stop the workers."""
-        while self._open:
-            _, (manager, _client) = self._open.popitem()
-            manager.__exit__(None, None, None)
-
-    def __enter__(self) -> Clients:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@contextmanager
-def _stop_on_signal(reporter: Reporter) -> Iterator[threading.Event]:
-    """Set an event on SIGINT, SIGTERM or SIGUSR1, once; the second Ctrl-C ends the process at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # handlers can be set in the main thread only; a caller elsewhere has its own
-        return
-
-    def handle(number: int, _frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-        reporter.info(f"{signal.Signals(number).name}: finishing the blocks under way, then stopping")
-
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write a run's figures as JSON."""
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

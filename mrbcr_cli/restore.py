@@ -127,7 +127,6 @@ class Restorer:
         self.halo_zyx = (0, halo_px, halo_px)
         self._notes: list[str] = []
         self._tile_limit_px: int | None = None
-        torch.set_flush_denormal(True)
 
     def take_notes(self) -> tuple[str, ...]:
         """Return and forget the fallbacks taken since the last call."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from helpers import card, deconvolve, spots, tiny_weights
 
 from mrbcr_cli.cli import run
+from tests.helpers import card, deconvolve, spots, tiny_weights
 
 
 @pytest.fixture

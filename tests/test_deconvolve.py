@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from helpers import deconvolve, pixels, spots, tiny_weights
 
 from mrbcr_cli.images import read_provenance
+from tests.helpers import deconvolve, pixels, spots, tiny_weights
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from helpers import deconvolve, pixels, spots, tiny_weights
+
+from tests.helpers import deconvolve, pixels, spots, tiny_weights
 
 BLOCKS = 64
 

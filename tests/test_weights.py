@@ -347,16 +347,16 @@ class Box(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("reach", "formal", "halo"), [(0, 200, 16), (16, 200, 16), (17, 200, 24), (41, 43, 44), (110, 300, 112)]
+    ("reach", "formal", "halo"), [(0, 200, 24), (16, 200, 24), (17, 200, 32), (41, 43, 44), (110, 300, 128)]
 )
-def test_effective_halo_is_the_smallest_that_suffices(reach: int, formal: int, halo: int) -> None:
+def test_effective_halo_is_one_step_more_than_the_probes_need(reach: int, formal: int, halo: int) -> None:
     assert measure_effective_halo(Box(reach, formal)) == halo
 
 
 def test_effective_halo_respects_the_alignment() -> None:
     network = Box(17, 200)
     network.alignment_px = 32
-    assert measure_effective_halo(network) == 32
+    assert measure_effective_halo(network) == 64
 
 
 def test_effective_halo_of_a_broken_network_is_an_error() -> None:

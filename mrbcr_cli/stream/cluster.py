@@ -42,3 +42,30 @@ def local_client(workers: int) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+class Clients:
+    """Dask clients, made when the first block needs one and kept for the next file."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[Any, Any]] = {}
+
+    def get(self, workers: int) -> Any:
+        """A client with `workers` threads."""
+        if workers not in self._open:
+            self.close()
+            manager = local_client(workers)
+            self._open[workers] = (manager, manager.__enter__())
+        return self._open[workers][1]
+
+    def close(self) -> None:
+        """Stop the workers."""
+        while self._open:
+            _, (manager, _client) = self._open.popitem()
+            manager.__exit__(None, None, None)
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
