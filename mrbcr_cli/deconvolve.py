@@ -6,6 +6,7 @@ metadata, and what stood there before (--overwrite) goes only then. Killed at an
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrbcr_cli import __version__
-from mrbcr_cli.console import Reporter, bytes_text, clock_text
+from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
 from mrbcr_cli.images import OutputFormat, SourceSpec, read_provenance
 from mrbcr_cli.intensity import IntensityRange
@@ -215,9 +216,7 @@ def _drive(plan: Plan, job: Job, ledger: Ledger, reporter: Reporter, clients: Cl
 
         def on_done(record: BlockRecord) -> None:
             ledger.append(record)
-            pixels = 1
-            for s in plan.grid.block(record.block).core:
-                pixels *= s.stop - s.start
+            pixels = math.prod(s.stop - s.start for s in plan.grid.block(record.block).core)
             progress.advance(pixels / 1e6)
             reporter.event("block", number=record.block, seconds=record.seconds)
             for note in record.notes:
@@ -249,9 +248,7 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target) -> Non
 
 
 def _summary(plan: Plan, records: dict[int, BlockRecord], resumed: int, wall_s: float) -> dict[str, Any]:
-    pixels = 1
-    for size in plan.grid.shape:
-        pixels *= size
+    pixels = math.prod(plan.grid.shape)
     seconds = {
         name: round(sum(r.seconds.get(name, 0.0) for r in records.values()), 3) for name in ("read", "compute", "write")
     }
@@ -280,8 +277,15 @@ def _finish(
 
         level0 = omezarr_write.open_level0(target.store)
         ready = target.partial / ("image" + "".join(target.path.suffixes[-2:]))
-        reporter.info(f"writing {target.path.name} ({bytes_text(plan.info.nbytes)} before compression)")
-        write_ome_tiff(ready, spec, level0.read, compression=settings.compression)
+        pixels = math.prod(spec.shape)
+        with reporter.progress(f"{plan.source.stem} TIFF", pixels, unit="pixels") as progress:
+            write_ome_tiff(
+                ready,
+                spec,
+                level0.read,
+                compression=settings.compression,
+                progress=lambda n: progress.advance(n / 1e6, steps=n),
+            )
     else:
         ready = target.store
         blocks = omezarr_write.pyramid_blocks(spec, layout)

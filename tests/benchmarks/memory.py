@@ -22,7 +22,8 @@ def measure(scratch: Path, quick: bool) -> list[dict[str, Any]]:
         output = scratch / f"out{gigabytes}.ome.zarr"
         ledger = scratch / f"out{gigabytes}.ome.zarr.partial" / "ledger.jsonl"
         arguments = command("deconvolve", source, "-o", output, "-q")
-        for name, limit in (("run", blocks), ("resume", blocks + blocks // 8)):
+        for name, more in (("run", blocks), ("resume", max(blocks // 4, 4))):
+            limit = max(_lines(ledger), 1) + more - 1
             peak, code = peak_memory(arguments, lambda limit=limit, ledger=ledger: _lines(ledger) > limit)
             note = f"stopped after {_lines(ledger) - 1} blocks, exit {code}"
             rows.append(
