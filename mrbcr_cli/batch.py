@@ -12,6 +12,7 @@ from mrbcr_cli.console import Reporter, bytes_text
 from mrbcr_cli.deconvolve import Outcome, Target, deconvolve_file
 from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
+from mrbcr_cli.restore import default_workers
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
@@ -34,7 +35,7 @@ def deconvolve_batch(
     targets = name_targets(inputs, output, settings.output_format)
     outcomes: list[Outcome] = []
     failures = 0
-    with interrupt_on_signal(), Clients() as clients:
+    with interrupt_on_signal(), Clients(settings.workers or default_workers(settings.device)) as clients:
         for text, target in zip(inputs, targets, strict=True):
             try:
                 source = _source(text, settings)

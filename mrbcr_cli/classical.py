@@ -122,7 +122,7 @@ class RichardsonLucy:
                 ahead = torch.maximum(ahead, SLOWEST_FALL * estimate)
             update = problem.correction(ahead, data, weights)
             if self.tv > 0:
-                update.div_(1 - self.tv * _curvature(ahead, problem.dims, TV_FLOOR * problem.span))
+                update.div_(1 - self.tv * _curvature(ahead, problem.dims, TV_FLOOR * problem.span, 8 * self.tv))
             if self.accelerate:
                 previous, estimate = estimate, update.mul_(ahead)
             else:
@@ -174,7 +174,7 @@ class Wiener:
         at_border: Sequence[tuple[bool, bool]] = (),
     ) -> NDArray[np.float32]:
         """Return the deconvolved block (z, y, x; float32; the image's units); values may fall below 0."""
-        shape = _extended(block_zyx.shape, self.halo_zyx)
+        shape = _extended(block_zyx.shape, [2 * reach for reach in self.halo_zyx])
         spatial = shape if self.psf.is_3d else shape[1:]
         dims = tuple(range(-len(spatial), 0))
         result = np.empty(block_zyx.shape, np.float32)
@@ -197,10 +197,14 @@ class Wiener:
 
 
 class _Problem:
-    """One shape of block: its domain (the block and half a PSF more), the PSF's transfer function on it, its scale."""
+    """One shape of block: its domain, the PSF's transfer function on it, its scale.
+
+    The domain is the block and half a PSF more on each side. The two sides must not share pixels, or light would pass
+    from one border to the other and the result there would depend on how far away the other one is.
+    """
 
     def __init__(self, psf: Psf, block: tuple[int, ...], device: torch.device, background: float, span: float) -> None:
-        shape = _extended(block, psf.radius_zyx)
+        shape = _extended(block, [2 * radius for radius in psf.radius_zyx])
         self.shape = shape if psf.is_3d else shape[1:]
         self.dims = tuple(range(-len(self.shape), 0))
         self.window = _window(block[-len(self.shape) :])
@@ -227,7 +231,7 @@ class _Problem:
 
     def start(self, data: Tensor) -> Tensor:
         """Return the first estimate (domain, not negative)."""
-        whole = extend((data - self.background).clamp_(min=0), self.shape)
+        whole = extend((data - self.background).clamp_(min=0), self.shape, blend=False)
         binomial = _binomial(self.shape, data.device)
         mixed = self.transfer.conj().mul(START_FROM_PSF).add_(binomial, alpha=1 - START_FROM_PSF)
         spectrum = torch.fft.rfftn(whole, dim=self.dims).mul_(mixed)
@@ -247,11 +251,12 @@ class _Problem:
         return torch.where(weights >= MIN_WEIGHT, factor.div_(weights.clamp(min=MIN_WEIGHT)), 1.0)
 
 
-def extend(block: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the block (its last axes) continued at the high end of each axis to `shape`, periodic without a step.
+def extend(block: Tensor, shape: Sequence[int], *, blend: bool = True) -> Tensor:
+    """Return the block (its last axes) continued at the high end of each axis to `shape`, periodic.
 
-    The added part fades from the reflection of the high end into the reflection of the low end, so that wrapping
-    around meets no edge; a flat block stays flat.
+    The added part goes from the reflection of the high end into the reflection of the low end: with `blend` it fades
+    in its middle third, so that wrapping around meets no edge; without, it changes at once in the middle. Either way
+    what lies beside an end depends on that end alone. A flat block stays flat.
     """
     for axis, size in zip(range(-len(shape), 0), shape, strict=True):
         have = block.shape[axis]
@@ -261,7 +266,11 @@ def extend(block: Tensor, shape: Sequence[int]) -> Tensor:
         step = torch.arange(more, device=block.device)
         after_high = have - 1 - step.clamp(max=have - 1)
         before_low = (more - 1 - step).clamp(max=have - 1)
-        fade = 0.5 - 0.5 * torch.cos(math.pi * (step + 1) / (more + 1))
+        if blend:
+            middle = (3 * (step + 1) / (more + 1) - 1).clamp(0, 1)
+            fade = 0.5 - 0.5 * torch.cos(math.pi * middle)
+        else:
+            fade = (step >= more // 2).float()
         fade = fade.to(block.dtype).reshape([-1] + [1] * (-axis - 1))
         tail = torch.lerp(block.index_select(axis, after_high), block.index_select(axis, before_low), fade)
         block = torch.cat([block, tail], dim=axis)
@@ -317,9 +326,13 @@ def transfer_function(psf: Psf, shape: Sequence[int], device: torch.device) -> T
     return transfer
 
 
-def _curvature(values: Tensor, dims: Sequence[int], floor: float) -> Tensor:
-    """Return div(grad v / |grad v|) by forward, then backward differences; `floor` keeps |grad v| above 0."""
-    norm = torch.full_like(values, floor * floor)
+def _curvature(values: Tensor, dims: Sequence[int], floor: float, relative_floor: float) -> Tensor:
+    """Return div(grad v / |grad v|) by forward, then backward differences.
+
+    `floor` and `relative_floor` times the value keep |grad v| above 0. A multiplicative step of strength tv is stable
+    only where tv * v * 8 / |grad v| stays below 2 (8 bounds the discrete Laplacian in 2-D): hence the relative one.
+    """
+    norm = (relative_floor * values).square_().add_(floor * floor)
     for axis in dims:
         norm.add_((torch.roll(values, -1, axis) - values).square_())
     norm.rsqrt_()

@@ -224,8 +224,7 @@ def _drive(plan: Plan, job: Job, ledger: Ledger, reporter: Reporter, clients: Cl
                     shown.add(note)
                     reporter.warn(note)
 
-        client = clients.get(plan.workers)
-        return drive(client, job, iter(todo), 2 * plan.workers, on_done, stop)
+        return drive(clients.get(), job, iter(todo), clients.window(plan.workers), on_done, stop)
 
 
 def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target) -> None:

@@ -20,7 +20,7 @@ from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
 from mrbcr_cli.intensity import IntensityRange, survey_channel
 from mrbcr_cli.methods import ChannelMethod, plan_methods
-from mrbcr_cli.restore import available_memory_bytes, cpu_count
+from mrbcr_cli.restore import available_memory_bytes, cpu_count, default_workers
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
 from mrbcr_cli.stream.blocks import Grid, balanced_tile, round_up
 
@@ -272,7 +272,7 @@ def _geometry(
     halo_z, halo_y, halo_x = (max(b.halo_zyx[k] for b in built) for k in range(3))
     halo_y, halo_x = round_up(halo_y, alignment), round_up(halo_x, alignment)
     cores = cpu_count()
-    workers = settings.workers or (cores if settings.device in ("auto", "cpu") else 2)
+    workers = settings.workers or default_workers(settings.device)
     if settings.tile_size is not None and settings.tile_size % alignment:
         nearest = max(round_up(settings.tile_size, alignment), alignment)
         raise InputError(

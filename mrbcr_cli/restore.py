@@ -243,3 +243,8 @@ def _cgroup_headroom() -> list[int]:
 def cpu_count() -> int:
     """Cores this process may use (SLURM and taskset restrict it)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def default_workers(device: str) -> int:
+    """Blocks at a time: a core each on a CPU; two on a GPU, so that one reads and writes while the other computes."""
+    return 2 if resolve_device(device).startswith("cuda") else cpu_count()
