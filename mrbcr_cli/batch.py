@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mrbcr_cli.capacity import default_workers
 from mrbcr_cli.console import Reporter, bytes_text
-from mrbcr_cli.deconvolve import Outcome, Target, deconvolve_file
+from mrbcr_cli.deconvolve import Outcome, deconvolve_file
 from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
-from mrbcr_cli.restore import default_workers
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
 from mrbcr_cli.stream.signals import interrupt_on_signal
+from mrbcr_cli.workfolder import Target
 
 
 def deconvolve_batch(
@@ -33,6 +34,8 @@ def deconvolve_batch(
     Raises InputError before anything is opened when two outputs would have the same name.
     """
     targets = name_targets(inputs, output, settings.output_format)
+    if settings.overwrite:
+        _refuse_to_replace_inputs(inputs, targets)
     outcomes: list[Outcome] = []
     failures = 0
     with interrupt_on_signal(), Clients(settings.workers or default_workers(settings.device)) as clients:
@@ -44,6 +47,8 @@ def deconvolve_batch(
                 )
             except InterruptedRunError:
                 raise
+            except KeyboardInterrupt as error:
+                raise InterruptedRunError(f"{target.path}: interrupted; run the same command to resume") from error
             except MrbcrError as error:
                 reporter.event("failed", input=text, error=str(error), exit_code=error.exit_code)
                 if len(inputs) == 1:
@@ -76,6 +81,8 @@ def name_targets(inputs: list[str], output: Path, wanted: OutputFormat | None) -
         if wanted is not None and wanted.split("-")[1] != named.split("-")[1]:
             raise InputError(f"{output}: the name says {named}, --output-format says {wanted}; change one of them")
         return [Target(output, wanted or named)]
+    if output.suffix.lower() in _NOT_WRITTEN:
+        raise InputError(f"{output}: {output.suffix} is not written; use .ome.zarr, .ome.tif or a folder")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, not a folder, and its name is not .ome.zarr, .ome.tif or .tif")
     chosen: OutputFormat = wanted or "ome-zarr"
@@ -86,6 +93,16 @@ def name_targets(inputs: list[str], output: Path, wanted: OutputFormat | None) -
             raise InputError(f"{path}: both {targets[path]} and {text} would be written there; run them separately")
         targets[path] = text
     return [Target(path, chosen) for path in targets]
+
+
+_NOT_WRITTEN = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".czi", ".nd2", ".lif", ".ims", ".h5", ".hdf5", ".n5")
+
+
+def _refuse_to_replace_inputs(inputs: list[str], targets: list[Target]) -> None:
+    given = {Path(text).resolve() for text in inputs}
+    for target in targets:
+        if target.path.resolve() in given:
+            raise InputError(f"{target.path}: is an output and an input of the same command; choose another --output")
 
 
 def _looks_finished(output: Path) -> bool:

@@ -35,6 +35,8 @@ START_FROM_PSF = 0.1
 MAX_TV = 0.1
 TV_FLOOR = 0.01
 """Slopes below this share of the image's range count as flat: total variation would amplify rounding errors there."""
+BYTES_PER_VOXEL = 80
+"""Peak memory of a block for each of its voxels: data, estimate and spectra on the enlarged domain."""
 BATCH_PIXELS = 2**22
 """Planes are deconvolved together on an accelerator up to this many pixels; on a CPU one by one (cache)."""
 
@@ -52,6 +54,8 @@ class RichardsonLucy:
     """
 
     alignment_px = 1
+    bytes_per_voxel = BYTES_PER_VOXEL
+    affine = False
 
     def __init__(
         self,
@@ -140,6 +144,8 @@ class Wiener:
     """
 
     alignment_px = 1
+    bytes_per_voxel = BYTES_PER_VOXEL
+    affine = True
 
     def __init__(self, psf: Psf, balance: float, *, device: torch.device | str = "cpu") -> None:
         """Raises InputError unless `balance` is a number above 0 (usual: 1e-4, nearly no noise, to 0.1, very noisy)."""

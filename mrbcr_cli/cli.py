@@ -154,7 +154,7 @@ def deconvolve(
         tuple[float, float] | None,
         typer.Option(
             metavar="LOW HIGH",
-            help="Percentiles of the range, in percent. Default: 0.1 99.9.",
+            help="Percentiles of the range, in percent. Default: the model's, 0.1 99.9.",
             rich_help_panel=INTENSITY,
         ),
     ] = None,
@@ -331,6 +331,8 @@ def weights_convert(
     print(output)
 
 
+_TYPER_INTERRUPTED = 130
+
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """Base of what the parser raises: typer's own copy of click from 0.26 on, click's class before."""
 
@@ -351,9 +353,13 @@ def run(argv: list[str] | None = None) -> int:
     reporter = Reporter()
     try:
         code: Any = typer.main.get_command(app)(args=arguments, prog_name="mrbcr", standalone_mode=False)
+        if code == _TYPER_INTERRUPTED:  # typer swallows KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except _UsageError as error:
-        reporter.error(" ".join(error.format_message().split()) + "; see --help")
+        said = " ".join(error.format_message().split()).rstrip(".")
+        if said:  # no arguments at all: the help was printed instead
+            reporter.error(f"{said}; see --help")
         return 2
     except (typer.Abort, KeyboardInterrupt):
         reporter.error("interrupted; run the same command to resume")

@@ -1,7 +1,7 @@
 """Carry out a plan: working folder, blocks, pyramid or TIFF, atomic rename.
 
-Invariant: while a run is under way all it writes is in OUTPUT.partial; OUTPUT appears by one rename, complete with its
-metadata, and what stood there before (--overwrite) goes only then. Killed at any moment, the next run continues.
+Invariant: the same command may be run again after any end of a run, and ends with the pixels of an undisturbed one;
+blocks that are done are not done again.
 """
 
 from __future__ import annotations
@@ -16,45 +16,16 @@ from typing import Any
 from mrbcr_cli import __version__
 from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
-from mrbcr_cli.images import OutputFormat, SourceSpec, read_provenance
+from mrbcr_cli.images import SourceSpec
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.plan import Plan, make_plan, provenance
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.cluster import Clients
-from mrbcr_cli.stream.engine import DriveResult, Job, describe, drive, forget_run
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LedgerContents, read_ledger
+from mrbcr_cli.stream.engine import DriveResult, Job, NonFiniteError, describe, drive, forget_run
+from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LedgerContents, LockedError
 from mrbcr_cli.stream.signals import stop_on_signal
-
-PARTIAL_SUFFIX = ".partial"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a result goes."""
-
-    path: Path
-    format: OutputFormat
-
-    @property
-    def partial(self) -> Path:
-        """Working folder of an unfinished run, beside the output (so that the last step is a rename)."""
-        return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-
-    @property
-    def store(self) -> Path:
-        """Level 0 while it is being written."""
-        return self.partial / "image.ome.zarr"
-
-    @property
-    def ledger(self) -> Path:
-        """Which blocks are done."""
-        return self.partial / "ledger.jsonl"
-
-    @property
-    def zarr_version(self) -> Any:
-        """OME-Zarr version of the store."""
-        return "0.4" if self.format == "ome-zarr-0.4" else "0.5"
+from mrbcr_cli.workfolder import Target, busy, check_target, drop_partial, finished_before, put_in_place, unfinished_run
 
 
 @dataclass(frozen=True)
@@ -78,25 +49,38 @@ def deconvolve_file(
     dry_run: bool = False,
 ) -> Outcome:
     """Deconvolve one image. Raises the MrbcrError that says what went wrong and what is left."""
-    _check_target(source, target)
-    before = None if settings.overwrite else _finished_before(target, settings)
-    contents = read_ledger(target.ledger) if settings.resume else None
+    check_target(source, target)
+    before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
+    contents = unfinished_run(target) if settings.resume else None
     plan = make_plan(source, settings, target.format, known_ranges=_ranges_of(contents, settings))
+    ours = contents is not None and contents.header.get("fingerprint") == plan.fingerprint
     if before is not None:
         if before.get("fingerprint") != plan.fingerprint:
             raise FingerprintError(
                 f"{target.path}: exists, made from another input, model or settings; "
                 "use --overwrite or another --output"
             )
+        if ours:
+            drop_partial(target)  # all that a run left that was killed after its last rename
         reporter.info(f"{target.path}: already done, nothing to do")
         return Outcome(target.path, "unchanged", {"fingerprint": plan.fingerprint})
-    plan = _adopt(plan, contents, settings, target)
+    if contents is not None and ours:
+        plan = _adopt(plan, contents, settings, target)
+    elif contents is not None and not settings.overwrite:
+        raise FingerprintError(
+            f"{target.partial}: holds an unfinished run of another input, model or settings; "
+            "use --overwrite or --no-resume to drop it, or another --output"
+        )
     for note in plan.notes:
         reporter.info(f"note: {note}")
     if dry_run:
         return Outcome(target.path, "planned", describe_plan(plan, target))
     try:
+        if not ours:
+            drop_partial(target)
         return _carry_out(plan, target, settings, reporter, clients, command)
+    except LockedError as error:
+        raise busy(target) from error
     except OSError as error:
         raise IncompleteError(
             f"{target.path}: cannot write ({error.strerror or error}); what is done is kept, "
@@ -106,33 +90,8 @@ def deconvolve_file(
         forget_run()
 
 
-def _check_target(source: SourceSpec, target: Target) -> None:
-    output = target.path.resolve()
-    for name in source.paths:
-        given = Path(name).resolve()
-        if output == given:
-            raise InputError(f"{target.path}: the output is the input; choose another --output")
-        if given in output.parents and given.is_dir():
-            raise InputError(f"{target.path}: the output lies inside the input {name}; choose another --output")
-        if output in given.parents:
-            raise InputError(f"{target.path}: the input {name} lies inside the output; choose another --output")
-    parent = target.path.parent
-    if parent.exists() and not parent.is_dir():
-        raise InputError(f"{parent}: is not a folder, so {target.path.name} cannot be written there")
-
-
-def _finished_before(target: Target, settings: DeconvolveSettings) -> dict[str, Any] | None:
-    """Provenance of a finished output of ours that a resuming run may recognise; None when nothing is there."""
-    if not target.path.exists():
-        return None
-    found = read_provenance(target.path)
-    if found is None or not settings.resume:
-        raise InputError(f"{target.path}: exists; use --overwrite to replace it, or another --output")
-    return dict(found)
-
-
 def _ranges_of(contents: LedgerContents | None, settings: DeconvolveSettings) -> tuple[IntensityRange, ...] | None:
-    if contents is None or settings.overwrite or settings.range is not None:
+    if contents is None or settings.range is not None:
         return None
     try:
         return tuple(IntensityRange(**r) for r in contents.header["ranges"])
@@ -140,14 +99,15 @@ def _ranges_of(contents: LedgerContents | None, settings: DeconvolveSettings) ->
         return None
 
 
-def _adopt(plan: Plan, contents: LedgerContents | None, settings: DeconvolveSettings, target: Target) -> Plan:
-    """Take over the block grid of the unfinished run that is to be resumed, or refuse to mix two runs."""
-    if contents is None or settings.overwrite:
-        return plan
-    if contents.header.get("fingerprint") != plan.fingerprint:
+def _adopt(plan: Plan, contents: LedgerContents, settings: DeconvolveSettings, target: Target) -> Plan:
+    """Take over the block grid and the notes of the unfinished run of the same fingerprint that is to be resumed.
+
+    Raises FingerprintError when it was begun by another version, or with another tile size than is asked for now.
+    """
+    began = contents.header.get("version")
+    if began != __version__:
         raise FingerprintError(
-            f"{target.partial}: holds an unfinished run of another input, model or settings; "
-            "use --overwrite or --no-resume to drop it, or another --output"
+            f"{target.partial}: was begun by mrbcr {began}, this is {__version__}; use --no-resume to start again"
         )
     grid = Grid.from_dict(contents.header["grid"])
     if settings.tile_size is not None and grid.block_shape != plan.grid.block_shape:
@@ -155,7 +115,8 @@ def _adopt(plan: Plan, contents: LedgerContents | None, settings: DeconvolveSett
             f"{target.partial}: was begun with blocks of {grid.block_shape[-2]} x {grid.block_shape[-1]} px; "
             "leave --tile-size out to resume it, or use --no-resume to start again"
         )
-    return replace(plan, grid=grid)
+    notes = tuple(dict.fromkeys([*map(str, contents.header.get("notes", [])), *plan.notes]))
+    return replace(plan.with_grid(grid, settings), notes=notes)
 
 
 def _carry_out(
@@ -164,20 +125,39 @@ def _carry_out(
     from mrbcr_cli.images.omezarr_write import create_level0, plan_layout
 
     started = time.monotonic()
-    if target.partial.exists() and (settings.overwrite or not settings.resume or read_ledger(target.ledger) is None):
-        _refuse_foreign_partial(target)
-        shutil.rmtree(target.partial)
     target.partial.mkdir(parents=True, exist_ok=True)
     record = provenance(plan, settings, command, __version__)
     layout = plan_layout(plan.spec, plan.grid.block_shape, target.zarr_version)
-    create_level0(target.store, plan.spec, layout, target.zarr_version)
     header = {
         "fingerprint": plan.fingerprint,
+        "version": __version__,
         "grid": plan.grid.to_dict(),
         "ranges": [asdict(r) for r in plan.ranges],
+        "notes": list(plan.notes),
         "command": command,
     }
-    job = Job(
+    with Ledger(target.ledger, header) as ledger:
+        create_level0(target.store, plan.spec, layout, target.zarr_version)
+        resumed = len(ledger.records)
+        if resumed:
+            reporter.info(f"resuming {target.path.name}: {resumed} of {len(plan.grid)} blocks are done")
+        result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients)
+        _raise_if_unfinished(result, plan, target, len(ledger.records))
+        _raise_if_input_changed(plan, target)
+        summary = _summary(plan, ledger.records, resumed, time.monotonic() - started)
+        known = {key: summary[key] for key in ("clipped_fraction", "non_finite", "notes")}
+        spec = replace(plan.spec, provenance={**record, **known})
+        try:
+            _finish(plan, target, settings, spec, layout, reporter)
+        except InputError as error:  # what was written cannot be read back
+            raise IncompleteError(f"{error}; use --no-resume to compute it again") from error
+    summary["seconds"]["total"] = round(time.monotonic() - started, 3)
+    _say_done(target, plan, summary, reporter)
+    return Outcome(target.path, "done", summary)
+
+
+def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
+    return Job(
         run=plan.fingerprint,
         source=plan.source,
         store=str(target.store),
@@ -186,26 +166,11 @@ def _carry_out(
         ranges=plan.ranges,
         dtype=plan.spec.dtype.name,
         nan_policy=settings.nan_policy,
-        torch_threads=plan.torch_threads,
+        torch_threads=plan.share.torch_threads,
     )
-    with Ledger(target.ledger, header) as ledger:
-        resumed = len(ledger.records)
-        if resumed:
-            reporter.info(f"resuming {target.path.name}: {resumed} of {len(plan.grid)} blocks are done")
-        result = _drive(plan, job, ledger, reporter, clients)
-        records = dict(ledger.records)
-    _raise_if_unfinished(result, plan, target)
-    summary = _summary(plan, records, resumed, time.monotonic() - started)
-    spec = replace(
-        plan.spec, provenance={**record, **{k: summary[k] for k in ("clipped_fraction", "non_finite", "notes")}}
-    )
-    _finish(plan, target, settings, spec, layout, reporter)
-    summary["seconds"]["total"] = round(time.monotonic() - started, 3)
-    _say_done(target, plan, summary, reporter)
-    return Outcome(target.path, "done", summary)
 
 
-def _drive(plan: Plan, job: Job, ledger: Ledger, reporter: Reporter, clients: Clients) -> DriveResult:
+def _drive(plan: Plan, job: Job, target: Target, ledger: Ledger, reporter: Reporter, clients: Clients) -> DriveResult:
     todo = (n for n in range(len(plan.grid)) if n not in ledger.records)
     label = plan.source.stem
     shown: set[str] = set()
@@ -218,19 +183,21 @@ def _drive(plan: Plan, job: Job, ledger: Ledger, reporter: Reporter, clients: Cl
             ledger.append(record)
             pixels = math.prod(s.stop - s.start for s in plan.grid.block(record.block).core)
             progress.advance(pixels / 1e6)
-            reporter.event("block", number=record.block, seconds=record.seconds)
+            reporter.event("block", output=str(target.path), number=record.block, seconds=record.seconds)
             for note in record.notes:
                 if note not in shown:
                     shown.add(note)
                     reporter.warn(note)
 
-        return drive(clients.get(), job, iter(todo), clients.window(plan.workers), on_done, stop)
+        return drive(clients.get(), job, iter(todo), clients.window(plan.share.workers), on_done, stop)
 
 
-def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target) -> None:
+def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, done: int) -> None:
     resume = "run the same command to resume"
-    if isinstance(result.fatal, InputError):
-        shutil.rmtree(target.partial)  # refused input leaves nothing behind
+    if isinstance(result.fatal, NonFiniteError) and done == 0:
+        # Refused input leaves nothing behind, unless work was done by then; the ledger goes first, its lock is ours.
+        target.ledger.unlink()
+        shutil.rmtree(target.partial)
         raise result.fatal
     if result.interrupted:
         raise InterruptedRunError(
@@ -244,6 +211,20 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target) -> Non
             f"{target.path}: {len(result.failed)} of {len(plan.grid)} blocks failed (block {number}: {why}); "
             f"the others are kept, {resume}"
         )
+
+
+def _raise_if_input_changed(plan: Plan, target: Target) -> None:
+    """Pixels that were read while the input changed or was out of reach are not to be trusted."""
+    from mrbcr_cli.images import open_source
+
+    reader = open_source(plan.source)
+    try:
+        same = reader.fingerprint() == plan.input_fingerprint
+    finally:
+        reader.close()
+    if not same:
+        target.ledger.unlink()
+        raise FingerprintError(f"{plan.source.label}: changed while it was read; run the same command to start again")
 
 
 def _summary(plan: Plan, records: dict[int, BlockRecord], resumed: int, wall_s: float) -> dict[str, Any]:
@@ -260,7 +241,7 @@ def _summary(plan: Plan, records: dict[int, BlockRecord], resumed: int, wall_s: 
         "clipped": clipped,
         "clipped_fraction": clipped / pixels,
         "non_finite": sum(r.non_finite for r in records.values()),
-        "workers": plan.workers,
+        "workers": plan.share.workers,
         "seconds": {**seconds, "blocks_wall": round(wall_s, 3)},
         "notes": list(dict.fromkeys([*plan.notes, *(note for r in records.values() for note in r.notes)])),
     }
@@ -292,24 +273,7 @@ def _finish(
             omezarr_write.finish(
                 target.store, spec, layout, target.zarr_version, progress=lambda n: progress.advance(steps=n)
             )
-    _put_in_place(ready, target)
-
-
-def _put_in_place(ready: Path, target: Target) -> None:
-    """Rename the finished result to its name; an older output steps aside first and is removed last."""
-    aside = target.partial / "replaced"
-    if target.path.exists():
-        target.path.rename(aside)
-    ready.rename(target.path)
-    shutil.rmtree(target.partial)
-
-
-def _refuse_foreign_partial(target: Target) -> None:
-    """Do not delete a folder that is not ours, whatever it is called."""
-    ours = {"ledger.jsonl", "image.ome.zarr", "replaced"}
-    strangers = [p.name for p in target.partial.iterdir() if p.name not in ours and not p.name.startswith("image.")]
-    if strangers:
-        raise InputError(f"{target.partial}: holds files that are not mrbcr's ({strangers[0]}); move it away")
+    put_in_place(ready, target)
 
 
 def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:
@@ -322,8 +286,8 @@ def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:
         "blocks": len(plan.grid),
         "block_shape": list(plan.grid.block_shape),
         "halo": list(plan.grid.halo),
-        "workers": plan.workers,
-        "torch_threads": plan.torch_threads,
+        "workers": plan.share.workers,
+        "torch_threads": plan.share.torch_threads,
         "expected_memory_bytes": plan.expected_bytes,
         "megapixels_with_halo": round(plan.read_megapixels, 3),
         "channels": [m.description for m in plan.methods],
@@ -335,7 +299,8 @@ def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:
 
 
 def _say_done(target: Target, plan: Plan, summary: dict[str, Any], reporter: Reporter) -> None:
-    speed = summary["pixels"] / 1e6 / max(summary["seconds"]["total"], 1e-9)
+    fresh = summary["pixels"] * (1 - summary["blocks_resumed"] / summary["blocks"])
+    speed = fresh / 1e6 / max(summary["seconds"]["total"], 1e-9)
     reporter.info(
         f"{target.path}: {'x'.join(map(str, plan.grid.shape))} {plan.grid.axes} in "
         f"{clock_text(summary['seconds']['total'])} ({speed:.2f} Mpixel/s)"

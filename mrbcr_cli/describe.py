@@ -71,7 +71,7 @@ def probe_speed(plan: Plan) -> float:
 
     from mrbcr_cli.intensity import IntensityRange
 
-    torch.set_num_threads(plan.torch_threads)
+    torch.set_num_threads(plan.share.torch_threads)
     method = plan.methods[0].spec.build()
     depth = min(plan.grid.block_shape[plan.grid.axes.index("Z")] if "Z" in plan.grid.axes else 1, 32)
     block = np.random.default_rng(0).random((depth, _PROBE_PX, _PROBE_PX), np.float32)
@@ -79,7 +79,7 @@ def probe_speed(plan: Plan) -> float:
     method.restore(block[:, :64, :64], IntensityRange(0, 1), borders)
     started = time.perf_counter()
     method.restore(block, IntensityRange(0, 1), borders)
-    return plan.workers * block.size / 1e6 / (time.perf_counter() - started)
+    return plan.share.workers * block.size / 1e6 / (time.perf_counter() - started)
 
 
 def print_description(facts: dict[str, Any], *, as_json: bool) -> None:

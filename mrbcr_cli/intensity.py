@@ -37,6 +37,10 @@ class IntensityRange:
         """high - low, > 0."""
         return self.high - self.low
 
+    def shifted(self, by: float) -> IntensityRange:
+        """The same range for intensities that have had `by` added."""
+        return self if by == 0.0 else IntensityRange(self.low + by, self.high + by, self.how)
+
 
 @dataclass(frozen=True)
 class ChannelSurvey:
@@ -77,7 +81,13 @@ def survey_channel(
     low, high = (float(v) for v in np.percentile(pixels, percentiles))
     notes: tuple[str, ...] = ()
     if not low < high:
+        # A few bright objects on nothing: the sample may have missed them all, so everything is looked at.
         low, high = float(pixels.min()), float(pixels.max())
+        for region in () if exact else _all_planes(shape_tzyx):
+            plane = read_tzyx(region)
+            finite = plane[np.isfinite(plane)] if plane.dtype.kind == "f" else plane
+            if finite.size:
+                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
         how = "minimum and maximum"
         notes = ("almost all pixels are equal: the range is the minimum and maximum",)
     if not low < high:

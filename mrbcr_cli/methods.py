@@ -7,7 +7,7 @@ give the same pixels, and `fingerprint` says so across machines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ ReadPlane = Callable[[int, int, int], NDArray[Any]]
 
 _TO_UM = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4}
 _BLIND_PLANES = 16
+DEFAULT_PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class ChannelMethod:
     fingerprint: dict[str, Any]
     """Everything the pixels depend on; no paths."""
     description: dict[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    percentiles: tuple[float, float] = DEFAULT_PERCENTILES
+    """Of the intensity range this method was made for, unless the user sets others."""
 
 
 def plan_methods(
@@ -84,10 +87,14 @@ def plan_methods(
     device = resolve_device(settings.device)
     if settings.method == "network":
         return _networks(settings, info, channels, device)
-    if settings.method == "blind":
-        return tuple(_blind(settings, info, channel, read_plane, device) for channel in channels)
-    one = _explicit(settings, info, read_plane, channels, device)
-    return one
+    try:
+        if settings.method == "blind":
+            return tuple(_blind(settings, info, channel, read_plane, device) for channel in channels)
+        return _explicit(settings, info, read_plane, channels, device)
+    except InputError as error:
+        # What speaks of planes and spectra must say of which file, in a batch of many.
+        said = str(error)
+        raise error if info.path in said or str(settings.psf) in said else InputError(f"{info.path}: {said}") from error
 
 
 def _networks(
@@ -128,7 +135,8 @@ def _networks(
             "device": device,
             "halo_px": halo,
         }
-        found[name] = ChannelMethod(spec, identity, described)
+        low, high = (float(loaded.card.normalisation[key]) for key in ("low", "high"))
+        found[name] = ChannelMethod(spec, identity, described, percentiles=(low, high))
     return tuple(found[by_channel.get(c, by_channel.get(None, ""))] for c in channels)
 
 

@@ -8,33 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mrbcr_cli.capacity import BASE_BYTES, Needs, Share, choose_grid, share_out
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
 from mrbcr_cli.intensity import IntensityRange, survey_channel
 from mrbcr_cli.methods import ChannelMethod, plan_methods
-from mrbcr_cli.restore import available_memory_bytes, cpu_count, default_workers
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
-from mrbcr_cli.stream.blocks import Grid, balanced_tile, round_up
+from mrbcr_cli.stream.blocks import Grid
+from mrbcr_cli.stream.engine import method_for
 
 FINGERPRINT_FORMAT = 1
 
-_DEFAULT_TILE_PX = 1024
-_SMALLEST_TILE_PX = 256
 _LARGEST_SAMPLE_PX = 2048
-BASE_BYTES = 600_000_000
-"""The process with torch, dask and zarr loaded, before any block (measured: about 450 MB)."""
-NETWORK_BYTES_PER_PX = {"mrbcr": 420, "published": 1100}
-"""Peak memory of one block per pixel read, block buffers included (measured on 1,216 px tiles, float32)."""
-EXPLICIT_BYTES_PER_VOXEL = 80
-_EXPLICIT_BLOCK_BYTES = 700_000_000
 
 
 @dataclass(frozen=True)
@@ -52,15 +45,18 @@ class Plan:
     ranges: tuple[IntensityRange, ...]
     input_fingerprint: str
     fingerprint: str
-    workers: int
-    torch_threads: int
-    bytes_per_block: int
+    needs: Needs
+    share: Share
     notes: tuple[str, ...]
 
     @property
     def expected_bytes(self) -> int:
         """Expected peak memory of the process."""
-        return BASE_BYTES + self.workers * self.bytes_per_block
+        return BASE_BYTES + self.share.workers * self.share.bytes_per_block
+
+    def with_grid(self, grid: Grid, settings: DeconvolveSettings) -> Plan:
+        """The same run cut another way (the grid of an unfinished run that is resumed)."""
+        return replace(self, grid=grid, share=share_out(settings, self.info, self.needs, grid))
 
     @property
     def read_megapixels(self) -> float:
@@ -109,9 +105,12 @@ def _plan(
     dtype = _output_dtype(info, settings, output_format)
     picks, offset, shape = _selection(info, settings)
     channels = picks.get("C", (0,))
-    methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, t, c, z))
-    ranges, notes = _ranges(reader, settings, channels, known_ranges)
-    workers, threads, grid, bytes_per_block = _geometry(settings, info, methods, shape, offset, picks)
+    methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, settings, t, c, z))
+    percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
+    ranges, notes = _ranges(reader, settings, channels, percentiles, known_ranges)
+    _check_background(settings, ranges, info)
+    needs = Needs.of([method_for(spec) for spec in dict.fromkeys(m.spec for m in methods)])
+    grid = choose_grid(settings, info, needs, shape, offset, picks)
     input_fingerprint = reader.fingerprint()
     identity = {
         "format": FINGERPRINT_FORMAT,
@@ -121,8 +120,9 @@ def _plan(
         "offset": list(offset),
         "picks": {axis: list(p) for axis, p in picks.items()},
         "methods": [m.fingerprint for m in methods],
-        "range": list(settings.range) if settings.range else {"percentiles": list(settings.percentiles)},
-        "nan_policy": settings.nan_policy,
+        "range": list(settings.range) if settings.range else {"percentiles": [list(p) for p in percentiles]},
+        # A run that refuses and one that zeroes differ only where the first one stops.
+        "keeps_nan": settings.nan_policy == "keep",
         "dtype": dtype.name,
         "output_format": output_format,
         "compression": settings.compression if output_format == "ome-tiff" else None,
@@ -153,9 +153,8 @@ def _plan(
         ranges=ranges,
         input_fingerprint=input_fingerprint,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        workers=workers,
-        torch_threads=threads,
-        bytes_per_block=bytes_per_block,
+        needs=needs,
+        share=share_out(settings, info, needs, grid),
         notes=tuple(dict.fromkeys(said)),
     )
 
@@ -214,31 +213,41 @@ def _ranges(
     reader: ImageReader,
     settings: DeconvolveSettings,
     channels: tuple[int, ...],
+    percentiles: tuple[tuple[float, float], ...],
     known: tuple[IntensityRange, ...] | None,
 ) -> tuple[tuple[IntensityRange, ...], list[str]]:
     """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it."""
     if known is not None and len(known) == len(channels):
         return known, []
-    if settings.range is not None:
-        return (IntensityRange(*settings.range),) * len(channels), []
     info, notes, ranges = reader.info, [], []
+    if settings.range is not None and info.dtype.kind != "f":
+        return (IntensityRange(*settings.range),) * len(channels), []
     shape = (info.size("T"), info.size("Z"), info.size("Y"), info.size("X"))
-    for channel in channels:
+    for channel, low_high in zip(channels, percentiles, strict=True):
 
         def read(region: tuple[slice, slice, slice, slice], channel: int = channel) -> NDArray[Any]:
             return reader.read(
                 full_region(info, {"C": slice(channel, channel + 1), **dict(zip("TZYX", region, strict=True))})
             )
 
-        survey = survey_channel(shape, read, settings.percentiles)
+        survey = survey_channel(shape, read, low_high)
         if survey.non_finite and settings.nan_policy == "refuse":
-            raise InputError(
-                f"{info.path}: {survey.non_finite} of {survey.looked_at} pixels looked at are NaN or infinite; "
-                "use --nan-policy zero or keep to go on"
-            )
+            raise _not_finite(info, survey.non_finite, survey.looked_at)
+        if settings.range is not None:  # surveyed for NaN alone
+            ranges.append(IntensityRange(*settings.range))
+            continue
         notes += [f"channel {channel}: {note}" for note in survey.notes]
         ranges.append(survey.range)
     return tuple(ranges), notes
+
+
+def _check_background(settings: DeconvolveSettings, ranges: tuple[IntensityRange, ...], info: ImageInfo) -> None:
+    highest = max(r.high for r in ranges)
+    if settings.method != "network" and settings.background >= highest:
+        raise InputError(
+            f"--background {settings.background:g}: lies above nearly all of {info.path} ({highest:g}); "
+            "it is the light that the specimen did not emit"
+        )
 
 
 def full_region(info: ImageInfo, by_axis: dict[str, slice]) -> Region:
@@ -246,8 +255,11 @@ def full_region(info: ImageInfo, by_axis: dict[str, slice]) -> Region:
     return tuple(by_axis.get(axis, slice(0, size)) for axis, size in zip(info.axes, info.shape, strict=True))
 
 
-def _sample_plane(reader: ImageReader, t: int, c: int, z: int) -> NDArray[Any]:
-    """The middle of one plane, at most 2,048 px wide: enough for a spectrum, bounded for any image."""
+def _sample_plane(reader: ImageReader, settings: DeconvolveSettings, t: int, c: int, z: int) -> NDArray[Any]:
+    """The middle of one plane, at most 2,048 px wide: enough for a spectrum, bounded for any image.
+
+    Non-finite pixels are 0 there, or refused, as the user's policy says. Raises InputError.
+    """
     info = reader.info
     by_axis = {"T": slice(t, t + 1), "C": slice(c, c + 1), "Z": slice(z, z + 1)}
     for axis in "YX":
@@ -255,67 +267,19 @@ def _sample_plane(reader: ImageReader, t: int, c: int, z: int) -> NDArray[Any]:
         start = max((size - _LARGEST_SAMPLE_PX) // 2, 0)
         by_axis[axis] = slice(start, min(start + _LARGEST_SAMPLE_PX, size))
     plane = reader.read(full_region(info, by_axis))
-    return plane.reshape(plane.shape[-2:])
+    plane = plane.reshape(plane.shape[-2:])
+    if plane.dtype.kind == "f" and not np.isfinite(plane).all():
+        if settings.nan_policy == "refuse":
+            raise _not_finite(info, int((~np.isfinite(plane)).sum()), plane.size)
+        plane = np.nan_to_num(plane, nan=0.0, posinf=0.0, neginf=0.0)
+    return plane
 
 
-def _geometry(
-    settings: DeconvolveSettings,
-    info: ImageInfo,
-    methods: tuple[ChannelMethod, ...],
-    shape: tuple[int, ...],
-    offset: tuple[int, ...],
-    picks: dict[str, tuple[int, ...]],
-) -> tuple[int, int, Grid, int]:
-    """Choose workers, threads and blocks from the method's needs and the memory at hand."""
-    built = [spec.build() for spec in dict.fromkeys(m.spec for m in methods)]
-    alignment = int(np.lcm.reduce([b.alignment_px for b in built]))
-    halo_z, halo_y, halo_x = (max(b.halo_zyx[k] for b in built) for k in range(3))
-    halo_y, halo_x = round_up(halo_y, alignment), round_up(halo_x, alignment)
-    cores = cpu_count()
-    workers = settings.workers or default_workers(settings.device)
-    if settings.tile_size is not None and settings.tile_size % alignment:
-        nearest = max(round_up(settings.tile_size, alignment), alignment)
-        raise InputError(
-            f"--tile-size {settings.tile_size}: must be a multiple of {alignment} for this model; use {nearest}"
-        )
-
-    planes = shape[info.axes.index("Z")] if "Z" in info.axes else 1
-    architecture = methods[0].description.get("architecture")
-    per_px = NETWORK_BYTES_PER_PX[architecture] if architecture else EXPLICIT_BYTES_PER_VOXEL
-    whole_z = halo_z > 0 or (architecture is None and methods[0].description.get("psf_shape_zyx", [1])[0] > 1)
-    depth = planes if whole_z else min(settings.batch_size if architecture else 1, planes)
-    allowed = max((available_memory_bytes() * 0.7 - BASE_BYTES), BASE_BYTES)
-
-    def block_bytes(tile: int) -> int:
-        z = min(depth + 2 * halo_z, info.size("Z"))
-        y, x = (min(tile + 2 * h, info.size(a)) for h, a in ((halo_y, "Y"), (halo_x, "X")))
-        return z * y * x * per_px
-
-    tile = settings.tile_size or round_up(min(_DEFAULT_TILE_PX, max(info.size("Y"), info.size("X"))), alignment)
-    if settings.tile_size is None:
-        target = _EXPLICIT_BLOCK_BYTES if architecture is None else allowed
-        while tile > _SMALLEST_TILE_PX and block_bytes(tile) > min(target, allowed):
-            tile = round_up(tile // 2, alignment)
-        if whole_z:
-            while depth > 1 and block_bytes(tile) > min(target, allowed) and depth > 2 * halo_z:
-                depth = -(-depth // 2)
-    sizes = {"Z": depth, "Y": tile, "X": tile}
-    if settings.tile_size is None:
-        sizes |= {axis: balanced_tile(shape[info.axes.index(axis)], tile, alignment) for axis in "YX"}
-    grid = Grid(
-        axes=info.axes,
-        input_shape=info.shape,
-        shape=shape,
-        block_shape=tuple(min(sizes.get(a, 1), round_up(n, alignment)) for a, n in zip(info.axes, shape, strict=True)),
-        halo=tuple({"Z": halo_z, "Y": halo_y, "X": halo_x}.get(a, 0) for a in info.axes),
-        offset=offset,
-        picks=picks,
+def _not_finite(info: ImageInfo, count: int, looked_at: int) -> InputError:
+    return InputError(
+        f"{info.path}: {count} of {looked_at} pixels looked at are NaN or infinite; "
+        "use --nan-policy zero or keep to go on"
     )
-    need = block_bytes(tile)
-    if settings.workers is None:
-        workers = max(1, min(workers, len(grid), int(allowed // max(need, 1))))
-    workers = min(workers, len(grid))
-    return workers, max(1, cores // workers), grid, need
 
 
 def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: str) -> dict[str, Any]:

@@ -8,8 +8,6 @@ the image's own units.
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -37,6 +35,10 @@ class Method(Protocol):
     """Y and X starts of what it is given are multiples of this in the coordinates of the whole image."""
     halo_zyx: tuple[int, int, int]
     """Context to read around a block; z is 0 for methods that work plane by plane."""
+    bytes_per_voxel: int
+    """Peak memory of a block for each voxel read, buffers included; measured."""
+    affine: bool
+    """Whether intensities may be shifted together with their range and back without changing the result."""
 
     def restore(self, block_zyx: FloatBlock, intensity: IntensityRange, at_border: Borders) -> FloatBlock:
         """Deconvolve a block read with its halo: (Z, Y, X) float32 in image units, to the same shape and units.
@@ -118,6 +120,8 @@ class Restorer:
     def __init__(self, network: Any, halo_px: int, device: str, precision: Precision, batch_size: int) -> None:
         import torch
 
+        # TF32 would round products to 10 bits where fp32 was asked for.
+        torch.backends.cudnn.allow_tf32 = False
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._network = network.to(device=device, dtype=self._dtype, memory_format=torch.channels_last).eval()
         self._device = device
@@ -125,6 +129,10 @@ class Restorer:
         self._takes_borders = network.architecture == "mrbcr"
         self.alignment_px: int = network.alignment_px
         self.halo_zyx = (0, halo_px, halo_px)
+        self.affine = True
+        # Measured on 1,216 px tiles in float32: 360 bytes of activations for alpha 8, and the block's own buffers.
+        alpha = network.settings.alpha if network.architecture == "mrbcr" else 0
+        self.bytes_per_voxel = 60 + 45 * alpha if alpha else 1100
         self._notes: list[str] = []
         self._tile_limit_px: int | None = None
 
@@ -213,38 +221,11 @@ def _release_cached_memory(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def available_memory_bytes() -> int:
-    """Memory this process may still take: the lower of what the machine and its control group (SLURM) leave free."""
-    candidates = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - a kernel file
-            candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass  # not Linux: the physical size must do
-    candidates += _cgroup_headroom()
-    return min(candidates)
+def device_memory_bytes(device: str) -> int | None:
+    """Free memory of a CUDA device; None for the CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
 
-
-def _cgroup_headroom() -> list[int]:
-    found = []
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            with open(limit_file, encoding="ascii") as limit, open(used_file, encoding="ascii") as used:  # noqa: PTH123
-                found.append(max(int(limit.read()) - int(used.read()), 0))
-        except (OSError, ValueError):
-            continue  # no such control group, or "max": no limit
-    return found
-
-
-@functools.cache
-def cpu_count() -> int:
-    """Cores this process may use (SLURM and taskset restrict it)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def default_workers(device: str) -> int:
-    """Blocks at a time: a core each on a CPU; two on a GPU, so that one reads and writes while the other computes."""
-    return 2 if resolve_device(device).startswith("cuda") else cpu_count()
+    free, _total = torch.cuda.mem_get_info(torch.device(device))
+    return int(free)

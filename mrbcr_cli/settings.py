@@ -6,6 +6,7 @@ The names of the fields are the long options of the command line with underscore
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,7 +48,8 @@ class DeconvolveSettings(BaseModel):
     t: str | None = None
 
     range: tuple[float, float] | None = None
-    percentiles: tuple[float, float] = (0.1, 99.9)
+    percentiles: tuple[float, float] | None = None
+    """None: those of the model's card, 0.1 and 99.9 for explicit methods."""
     nan_policy: Literal["refuse", "zero", "keep"] = "refuse"
 
     output_dtype: str | None = None
@@ -78,19 +80,39 @@ class DeconvolveSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> DeconvolveSettings:
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError("range needs LOW < HIGH")
-        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+        if self.range is not None and not (self.range[0] < self.range[1] and all(map(math.isfinite, self.range))):
+            raise ValueError("range needs finite LOW < HIGH")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles need 0 <= LOW < HIGH <= 100")
         if self.method in ("richardson-lucy", "wiener") and self.psf is None:
             raise ValueError(f"method {self.method} needs a point spread function: give --psf FILE")
         if self.method in ("network", "blind") and self.psf is not None:
             raise ValueError(f"method {self.method} takes no PSF: leave --psf out, or choose --method richardson-lucy")
+        self._refuse_unused()
         for name in ("channels", "z", "t"):
             text = getattr(self, name)
             if text is not None:
                 parse_selection(text, name)
         return self
+
+    def _refuse_unused(self) -> None:
+        """An option that the method does not look at would be a silent mistake."""
+        network_only = ("model", "tile_overlap", "precision", "batch_size")
+        explicit_only = ("psf_voxel_um", "iterations", "tv", "background", "acceleration", "balance")
+        unused = explicit_only if self.method == "network" else network_only
+        for name in unused:
+            if name in self.model_fields_set:
+                raise ValueError(f"{name.replace('_', '-')} means nothing to method {self.method}; leave it out")
+
+    @field_validator("channels", "z", "t", mode="before")
+    @classmethod
+    def _selection_text(cls, value: Any) -> Any:
+        """YAML writes 3 and [0, 2] where the command line has text."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, list) and value and all(type(item) is int for item in value):
+            return ",".join(map(str, value))
+        return value
 
     def models_by_channel(self) -> dict[int | None, str]:
         """Return the model of each channel named as C=MODEL, and under None the one for all others.
@@ -122,6 +144,17 @@ def parse_selection(text: str, name: str) -> list[slice | int]:
     return parts
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML 1.1 without its base-60 numbers, which would read the planes 4:20 as 260."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def load_settings(path: Path | None, overrides: dict[str, Any]) -> DeconvolveSettings:
     """Read a YAML file (if any), lay the given options over it and check the whole.
 
@@ -130,7 +163,7 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> DeconvolveSet
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+            loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot read the configuration ({error})") from error
         except yaml.YAMLError as error:

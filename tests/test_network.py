@@ -129,6 +129,18 @@ def test_context_only_edges_agree_with_bordered_edges_inside() -> None:
     assert torch.allclose(bordered, bare, atol=1e-5)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.3, 5.0])
+def test_a_flat_image_stays_flat(level: float) -> None:
+    """Whatever the weights: a constant in a detail band would be a lattice in the image."""
+    net = network().double()
+    size = 2 * net.receptive_radius_px + 64
+    far = net.receptive_radius_px
+    with torch.inference_mode():
+        out = net(torch.full((1, 1, size, size), level, dtype=torch.float64))[0][..., far:-far, far:-far]
+    # The filters are held in float32, so their high-pass sums vanish to 1e-8 only.
+    assert float(out.max() - out.min()) < 1e-6 * (1 + level)
+
+
 def test_budget_of_the_default() -> None:
     assert sum(p.numel() for p in Mrbcr().parameters()) <= 240_000
 

@@ -278,8 +278,9 @@ def cut_patch(
 ) -> tuple[Image, Image]:
     """A fresh noisy patch and its target, (size, size) each, normalised by the field's percentiles.
 
-    With `jitter` the range is drawn up to 2.5 times wider or 1.2 times narrower and shifted, as it would be by brighter
-    or darker structures elsewhere in a large image, and the patch is flipped and transposed at random.
+    With `jitter` the range is drawn up to 2.5 times wider or 1.2 times narrower and shifted down by up to 1.5 spans, as
+    it would be by brighter or darker structures elsewhere in a large image, and the patch is flipped and transposed at
+    random. The target moves with its input: a pedestal is neither haze nor structure.
     """
     limit = field.mean.shape[0] - size
     y, x = corner_yx if corner_yx is not None else (int(rng.integers(0, limit + 1)), int(rng.integers(0, limit + 1)))
@@ -288,8 +289,10 @@ def cut_patch(
     target = field.target[window]
     low, span = field.low, field.high - field.low
     if jitter:
-        low -= span * float(rng.uniform(-0.03, 0.1))
-        span *= math.exp(float(rng.uniform(-0.2, 0.9)))
+        # One in three patches stands on a pedestal, as a bright background or a drifting time series does.
+        below = float(rng.uniform(0.0, 1.5)) if rng.random() < 0.33 else float(rng.uniform(-0.03, 0.1))
+        low -= span * below
+        span *= math.exp(float(rng.uniform(-0.2, 0.9))) * (1 + below * float(rng.uniform(0, 1)))
     pair = np.stack([noisy, target])
     pair = (pair - np.float32(low)) / np.float32(span)
     if jitter:

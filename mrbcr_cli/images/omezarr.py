@@ -6,6 +6,7 @@ InputError; it never fills in for data that are damaged. A chunk that does not e
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -30,6 +31,7 @@ __all__ = ["OmeZarrReader", "configure_zarr", "is_zarr", "open_omezarr", "open_z
 
 _SAMPLES = 256
 _SIZES = 2048
+_WHOLE_BYTES = 64 * 2**20
 _HEAD_BYTES = 4096
 
 _configure_lock = threading.Lock()
@@ -121,6 +123,7 @@ class OmeZarrReader:
         self._source = source
         self._array = array
         self._order = order
+        self._document = source.array.path / ("zarr.json" if array.metadata.zarr_format == 3 else ".zarray")
 
     @property
     def info(self) -> ImageInfo:
@@ -136,13 +139,18 @@ class OmeZarrReader:
         for part, axis in zip(region, self._order, strict=True):
             selection[axis] = part
         stored = read_pixels(self._array, tuple(selection), self._source.array.path)
+        if not self._document.is_file():
+            # An absent chunk reads as fill value, and so does a store whose disk has gone: tell the two apart.
+            gone = f"{self._document}: the array is gone; is the disk still there?"
+            raise InputError(gone) from OSError(errno.ENOENT, "No such file or directory")
         return np.ascontiguousarray(stored.transpose(self._order), dtype=self._info.dtype)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the metadata documents and of a sample of the chunk files of the array.
+        """SHA-256 of the metadata documents and of the chunk files of the array: whole up to 64 MiB, else a sample.
 
         Positions are sampled evenly over the chunk grid: sizes of up to 2048 files, and the first and last 4 KiB (a
-        shard keeps the index of its chunks at its end) of up to 256 that exist. Neither path nor time is part of it.
+        shard keeps the index of its chunks at its end) and the time of change of up to 256 that exist. The path is no
+        part of it.
         """
         digest = hashlib.sha256()
         for part in (*self._source.group.documents, *self._source.array.documents):
@@ -155,8 +163,15 @@ class OmeZarrReader:
             _update(digest, b"absent" if size is None else str(size).encode())
             if size is not None:
                 present.append((file, size))
+        sampled = _file_count(self._array) > _SIZES or sum(size for _, size in present) > _WHOLE_BYTES
+        if not sampled:
+            for file, _size_of_it in present:
+                _update(digest, _whole(file))
+            return digest.hexdigest()
         for i in _evenly(len(present), _SAMPLES):
             _update(digest, _ends(*present[i]))
+            # What lies between the sampled bytes shows only in the time of the last change.
+            _update(digest, str(present[i][0].stat().st_mtime_ns).encode())
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -277,6 +292,18 @@ def _chunk_files(array: zarr.Array[Any], folder: Path, most: int) -> Iterator[Pa
             i, at = divmod(i, count)
             position.append(at)
         yield folder / array.metadata.encode_chunk_key(tuple(reversed(position)))
+
+
+def _file_count(array: zarr.Array[Any]) -> int:
+    unit = array.shards or array.chunks
+    return int(np.prod([-(-size // step) for size, step in zip(array.shape, unit, strict=True)], dtype=object))
+
+
+def _whole(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
 
 
 def _evenly(count: int, most: int) -> Iterator[int]:

@@ -88,7 +88,8 @@ def layout_of(keyframe: Any) -> Layout:
         if keyframe.is_tiled
         else (1, keyframe.rowsperstrip, width)
     )
-    dtype = np.dtype(keyframe.dtype)
+    # By name: tifffile may give the "long long" twin of int64, which other libraries do not recognise.
+    dtype = np.dtype(np.dtype(keyframe.dtype).name)
     return Layout(
         shape=tuple(int(size) for size in keyframe.shaped),  # type: ignore[arg-type]
         dtype=dtype.newbyteorder("="),

@@ -11,6 +11,7 @@ become channels, banded matrices become small convolutions).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrbcr_cli.network.wavelets import BANDS, WaveletBank
@@ -19,13 +20,31 @@ _SMALL_START = 0.1
 """Factor on the last weights of each residual branch, so that an untrained block is close to the identity."""
 
 
-class ResidualPair(nn.Module):
-    """z + conv3x3(ReLU(conv3x3(z))) on (N, channels, H, W)."""
+class BandConv(nn.Conv2d):
+    """A 3x3 convolution whose output is bands: what it gives to LH, HL and HH vanishes for constant input.
 
-    def __init__(self, channels: int) -> None:
+    A constant in a detail band is a lattice in the image. So the kernels of the detail rows have their mean removed,
+    and detail rows have no bias: a flat image stays exactly flat, and noise leaves no lattice in the mean.
+    """
+
+    def __init__(self, in_channels: int, alpha: int) -> None:
+        super().__init__(in_channels, BANDS * alpha, 3, padding=1)
+        self.alpha = alpha
+
+    def forward(self, features: Tensor) -> Tensor:
+        smooth, detail = self.weight[: self.alpha], self.weight[self.alpha :]
+        weight = torch.cat((smooth, detail - detail.mean(dim=(2, 3), keepdim=True)))
+        bias = None if self.bias is None else F.pad(self.bias[: self.alpha], (0, (BANDS - 1) * self.alpha))
+        return F.conv2d(features, weight, bias, padding=1)
+
+
+class ResidualPair(nn.Module):
+    """z + conv3x3(ReLU(conv3x3(z))) on bands (N, 4 * alpha, H, W)."""
+
+    def __init__(self, alpha: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = nn.Conv2d(BANDS * alpha, BANDS * alpha, 3, padding=1)
+        self.second = BandConv(BANDS * alpha, alpha)
         with torch.no_grad():
             self.second.weight.mul_(_SMALL_START)
             self.second.bias.zero_()  # type: ignore[union-attr]
@@ -47,9 +66,7 @@ class NonstandardBlock(nn.Module):
         super().__init__()
         self.alpha = alpha
         self.bank = WaveletBank(alpha)
-        self.levels = nn.ModuleList(
-            nn.Sequential(*(ResidualPair(BANDS * alpha) for _ in range(count))) for count in pairs
-        )
+        self.levels = nn.ModuleList(nn.Sequential(*(ResidualPair(alpha) for _ in range(count))) for count in pairs)
         self.coarsest = nn.Conv2d(alpha, alpha, 3, padding=1)
         with torch.no_grad():
             self.coarsest.weight.mul_(_SMALL_START)

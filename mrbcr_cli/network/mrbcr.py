@@ -1,8 +1,10 @@
-"""m-rBCR in true nonstandard form: the default network, 0.23 million parameters, about 20 k multiply-adds a pixel.
+"""m-rBCR in true nonstandard form: the default network, 0.23 million parameters, 24 k multiply-adds a pixel.
 
 Invariant: x = y + the synthesis of band corrections, so an untrained network is close to the identity, and its output
-commutes with shifts by `alignment_px`. All convolutions act on wavelet bands at half resolution or coarser; only the
-single-channel image is ever held at full resolution.
+commutes with shifts by `alignment_px`. A flat image stays flat: no path can put a constant into a detail band.
+
+All convolutions act on wavelet bands at half resolution or coarser; only the single-channel image is ever held at full
+resolution.
 
     scale 1:  y --W--> K1^T (+ up K2^T) --(+) y --> B1 (+ up B2) --W^T--> x
     scale 2:  LL y --> K2^T (+ up K3^T) --(+) y --> B2 (+ up B3) --W^T--> x/2
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from mrbcr_cli.network import MIN_SIZE_PX
-from mrbcr_cli.network.blocks import NonstandardBlock
+from mrbcr_cli.network.blocks import BandConv, NonstandardBlock
 from mrbcr_cli.network.wavelets import BANDS, WaveletBank
 
 _BORDER_PX = 32
@@ -74,14 +76,13 @@ class _Stage(nn.Module):
 
     def __init__(self, alpha: int, kt_pairs: tuple[int, ...], b_pairs: tuple[int, ...], guided: bool) -> None:
         super().__init__()
-        width = BANDS * alpha
-        self.kt_lift = nn.Conv2d(BANDS, width, 3, padding=1)
+        self.kt_lift = BandConv(BANDS, alpha)
         self.kt = NonstandardBlock(alpha, kt_pairs)
-        self.b_lift = nn.Conv2d(BANDS, width, 3, padding=1)
+        self.b_lift = BandConv(BANDS, alpha)
         self.b = NonstandardBlock(alpha, b_pairs)
-        self.project = nn.Conv2d(width, BANDS, 3, padding=1)
-        self.kt_fusion = nn.Conv2d(alpha, width, 3, padding=1) if guided else None
-        self.b_fusion = nn.Conv2d(alpha, width, 3, padding=1) if guided else None
+        self.project = BandConv(BANDS * alpha, 1)
+        self.kt_fusion = BandConv(alpha, alpha) if guided else None
+        self.b_fusion = BandConv(alpha, alpha) if guided else None
         with torch.no_grad():
             self.project.weight.mul_(0.1)
             self.project.bias.zero_()  # type: ignore[union-attr]

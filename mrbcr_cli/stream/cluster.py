@@ -33,6 +33,8 @@ def local_client(workers: int) -> Iterator[Any]:
         # Long calls that hold the GIL for a moment are normal here.
         "distributed.admin.tick.limit": "1h",
         "distributed.scheduler.worker-ttl": None,
+        # The scheduler's diary of every message would grow with the number of blocks.
+        "distributed.admin.low-level-log-length": 0,
     }
     with (
         dask.config.set(quiet),

@@ -8,11 +8,10 @@ size of the image.
 from __future__ import annotations
 
 import errno
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 NanPolicy = Literal["refuse", "zero", "keep"]
 
+_METHODS_KEPT = 8
+_LARGEST = float(np.finfo(np.float32).max) / 16
+"""float64 input beyond this is clipped to it, so that the method's arithmetic stays finite."""
 GIVE_UP_AFTER = 16
 """Failures in a row, with no block done between them, after which a run stops trying."""
 
@@ -78,18 +80,19 @@ def run_block(job: Job, number: int) -> BlockRecord:
         torch.set_num_threads(job.torch_threads)
     block = job.grid.block(number)
     started = time.perf_counter()
-    raw = _reader(job.run, job.source).read(block.read)
-    values, bad = _finite(raw, job, block)
-    read_done = time.perf_counter()
+    raw = _workplace.reader(job).read(block.read)
     channel = block.core[job.grid.axes.index("C")].start if "C" in job.grid.axes else 0
-    method = _method(job.methods[channel])
-    restored = method.restore(_to_zyx(values, job.grid.axes), job.ranges[channel], _zyx_borders(block, job.grid.axes))
+    method = method_for(job.methods[channel])
+    values, shift, bad = _prepare(raw, job, block, job.ranges[channel].low if method.affine else 0.0)
+    intensity = job.ranges[channel].shifted(-shift)
+    read_done = time.perf_counter()
+    restored = method.restore(_to_zyx(values, job.grid.axes), intensity, _zyx_borders(block, job.grid.axes))
     restored = restored.reshape(values.shape)
+    kept, clipped = to_dtype(restored[block.crop], np.dtype(job.dtype), shift)
     if bad is not None and job.nan_policy == "keep":
-        restored[bad] = raw[bad]
-    kept, clipped = to_dtype(restored[block.crop], np.dtype(job.dtype))
+        kept[bad[block.crop]] = raw[block.crop][bad[block.crop]]
     compute_done = time.perf_counter()
-    checksum = _store(job.run, job.store).write(block.core, kept)
+    checksum = _workplace.store(job).write(block.core, kept)
     return BlockRecord(
         block=number,
         checksum=checksum,
@@ -104,37 +107,56 @@ def run_block(job: Job, number: int) -> BlockRecord:
     )
 
 
-def to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[NDArray[Any], int]:
-    """Return float32 values as `dtype`, integers rounded to nearest and clipped, and how many were clipped."""
+def to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any], shift: float = 0.0) -> tuple[NDArray[Any], int]:
+    """Return float32 values + shift as `dtype`, integers rounded to nearest, and how many had to be clipped.
+
+    Values that are not finite (an overflow in half precision) count as clipped and become the nearest end, NaN the low
+    one.
+    """
+    # float32 cannot hold large offsets, nor the ends of the wide integer types; float64 can, up to 64 bits.
+    wide = shift != 0.0 or dtype.itemsize >= 4
+    exact = values.astype(np.float64) + shift if wide else values
     if dtype.kind == "f":
-        if dtype.itemsize >= values.dtype.itemsize:
-            return values.astype(dtype), 0
-        top = float(np.finfo(dtype).max)
-        return np.clip(values, -top, top).astype(dtype), int((np.abs(values) > top).sum())
-    info = np.iinfo(dtype)
-    # float32 cannot hold the ends of the wide integer types; float64 can, up to 64 bits, where the end is a power of 2.
-    rounded = np.rint(values.astype(np.float64) if dtype.itemsize >= 4 else values)
-    clipped = int(((rounded < info.min) | (rounded > info.max)).sum())
-    top = float(info.max) if dtype.itemsize < 8 else float(np.nextafter(float(info.max), 0))
-    return np.clip(rounded, info.min, top).astype(dtype), clipped
+        info: Any = np.finfo(dtype)
+        low, top = float(info.min), float(info.max)
+    else:
+        info = np.iinfo(dtype)
+        exact = np.rint(exact)
+        low, top = float(info.min), float(info.max)
+        if dtype.itemsize == 8:
+            top = float(np.nextafter(top, 0))  # the end itself rounds up to a power of 2 that does not fit
+    outside = ~((exact >= low) & (exact <= top))
+    clipped = int(outside.sum())
+    if clipped:
+        exact = np.clip(np.nan_to_num(exact, nan=low, posinf=top, neginf=low), low, top)
+    return exact.astype(dtype), clipped
 
 
-def _finite(raw: NDArray[Any], job: Job, block: Block) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Return the block as float32 without NaN or infinity, and where they were (None when there were none)."""
-    values = raw.astype(np.float32)
-    if raw.dtype.kind != "f":
-        return values, None
-    bad = ~np.isfinite(values)
-    if not bad.any():
-        return values, None
-    if job.nan_policy == "refuse":
-        where = ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip(job.grid.axes, block.read, strict=True))
-        raise NonFiniteError(
-            f"{job.source.label}: {int(bad.sum())} pixels are NaN or infinite near {where}; "
-            "use --nan-policy zero or keep to go on"
-        )
-    values[bad] = 0
-    return values, bad
+def _prepare(
+    raw: NDArray[Any], job: Job, block: Block, low: float
+) -> tuple[NDArray[np.float32], float, NDArray[np.bool_] | None]:
+    """Return the block as finite float32, what was subtracted from it, and where it was not finite (None: nowhere).
+
+    Types that hold more digits than float32 have the low end of the range subtracted first, in float64.
+    """
+    bad = None
+    if raw.dtype.kind == "f":
+        bad = ~np.isfinite(raw)
+        if not bad.any():
+            bad = None
+        elif job.nan_policy == "refuse":
+            where = ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip(job.grid.axes, block.read, strict=True))
+            raise NonFiniteError(
+                f"{job.source.label}: {int(bad.sum())} pixels are NaN or infinite near {where}; "
+                "use --nan-policy zero or keep to go on"
+            )
+    shift = low if raw.dtype.itemsize >= 4 and raw.dtype != np.float32 else 0.0
+    exact = raw if bad is None else np.where(bad, 0, raw)
+    if shift != 0.0:
+        exact = exact.astype(np.float64) - shift
+    if raw.dtype == np.float64:
+        exact = np.clip(exact, -_LARGEST, _LARGEST)
+    return exact.astype(np.float32), shift, bad
 
 
 def _to_zyx(values: NDArray[np.float32], axes: str) -> NDArray[np.float32]:
@@ -147,63 +169,70 @@ def _zyx_borders(block: Block, axes: str) -> tuple[tuple[bool, bool], ...]:
     return tuple(by_axis.get(axis, (True, True)) for axis in "ZYX")
 
 
-# Each worker process keeps what is costly to open: the last few readers and stores, and the methods.
-_opening = threading.Lock()
+class _Workplace:
+    """What a worker process keeps open: the reader and store of the runs it works for, and the methods, which stay."""
+
+    def __init__(self) -> None:
+        self._opening = threading.Lock()
+        self._readers: dict[tuple[str, SourceSpec], ImageReader] = {}
+        self._stores: dict[tuple[str, str], Any] = {}
+        self._methods: dict[MethodSpec, Method] = {}
+
+    def reader(self, job: Job) -> ImageReader:
+        key = (job.run, job.source)
+        with self._opening:
+            if key not in self._readers:
+                self._readers[key] = open_source(job.source)
+            return self._readers[key]
+
+    def store(self, job: Job) -> Any:
+        from pathlib import Path
+
+        from mrbcr_cli.images.omezarr_write import open_level0
+
+        key = (job.run, job.store)
+        with self._opening:
+            if key not in self._stores:
+                self._stores[key] = open_level0(Path(job.store))
+            return self._stores[key]
+
+    def method(self, spec: MethodSpec) -> Method:
+        with self._opening:
+            if spec not in self._methods:
+                while len(self._methods) >= _METHODS_KEPT:
+                    del self._methods[next(iter(self._methods))]
+                self._methods[spec] = spec.build()
+            return self._methods[spec]
+
+    def close(self) -> None:
+        with self._opening:
+            readers, self._readers, self._stores = self._readers, {}, {}
+        for reader in readers.values():
+            reader.close()
 
 
-@functools.lru_cache(maxsize=2)
-def _open_reader(run: str, source: SourceSpec) -> ImageReader:
-    return open_source(source)
+_workplace = _Workplace()
 
 
-@functools.lru_cache(maxsize=2)
-def _open_store(run: str, root: str) -> Any:
-    from pathlib import Path
-
-    from mrbcr_cli.images.omezarr_write import open_level0
-
-    return open_level0(Path(root))
-
-
-@functools.lru_cache(maxsize=8)
-def _build_method(spec: MethodSpec) -> Method:
-    return spec.build()
-
-
-def _reader(run: str, source: SourceSpec) -> ImageReader:
-    with _opening:  # lru_cache alone would let two threads open the same file
-        return _open_reader(run, source)
-
-
-def _store(run: str, root: str) -> Any:
-    with _opening:
-        return _open_store(run, root)
-
-
-def _method(spec: MethodSpec) -> Method:
-    with _opening:
-        return _build_method(spec)
+def method_for(spec: MethodSpec) -> Method:
+    """The method of a recipe, built once in each process."""
+    return _workplace.method(spec)
 
 
 def forget_run() -> None:
-    """Close what the last runs left open in this process (readers and stores; methods stay warm)."""
-    with _opening:
-        _open_reader.cache_clear()
-        _open_store.cache_clear()
+    """Close what the last run left open in this process; call it when no block is under way. Methods stay warm."""
+    _workplace.close()
 
 
 @dataclass
 class DriveResult:
     """How a drive ended."""
 
-    done: int = 0
-    failed: dict[int, str] = None  # type: ignore[assignment]
+    failed: dict[int, str] = field(default_factory=dict)
     interrupted: bool = False
+    """It was asked to stop and blocks are left."""
     fatal: BaseException | None = None
     """Why it stopped before its end (a full disk, refused input, nothing but failures)."""
-
-    def __post_init__(self) -> None:
-        self.failed = self.failed or {}
 
 
 def drive(
@@ -222,52 +251,56 @@ def drive(
     from distributed import as_completed
 
     result = DriveResult()
-    tries: dict[int, int] = {}
-    in_a_row = 0
+    numbers: dict[str, int] = {}
+    tried: set[int] = set()
+    failures_in_a_row = 0
+    # Once to the workers, not with every task: a job may hold a PSF of megabytes.
+    shared_job = client.scatter(job, hash=False, broadcast=True)
 
     def submit(number: int) -> Any:
-        future = client.submit(
-            run_block, job, number, pure=False, key=f"{job.run[:12]}-{number}-{tries.get(number, 0)}"
-        )
-        numbers[future.key] = number
-        return future
+        key = f"{job.run[:12]}-{number}-{int(number in tried)}"
+        numbers[key] = number
+        return client.submit(run_block, shared_job, number, pure=False, key=key)
 
-    numbers: dict[str, int] = {}
     running = as_completed([submit(n) for n in islice(todo, window)])
     for future in running:
         number = numbers.pop(future.key)
-        error = future.exception() if future.status == "error" else None
-        retry = False
-        if future.status == "finished":
-            try:
-                on_done(future.result())
-            except OSError as problem:
-                result.fatal = result.fatal or problem
-            result.done += 1
-            in_a_row = 0
-        else:
-            error = error or RuntimeError(f"block {number} was {future.status}")
-            in_a_row += 1
-            if is_fatal(error):
-                result.fatal = result.fatal or error
-            retry = result.fatal is None and tries.get(number, 0) == 0 and not isinstance(error, MrbcrError)
-            if not retry:
-                result.failed[number] = describe(error)
-            if in_a_row >= GIVE_UP_AFTER:
-                result.fatal = result.fatal or error
+        error = _outcome(future, on_done)
         future.release()
-        if result.fatal is not None or stop.is_set():
-            result.interrupted = stop.is_set()
+        failures_in_a_row = 0 if error is None else failures_in_a_row + 1
+        again = error is not None and number not in tried and may_pass(error)
+        if error is not None:
+            if is_fatal(error) or failures_in_a_row >= GIVE_UP_AFTER:
+                result.fatal = result.fatal or error
+            if not again:
+                result.failed[number] = describe(error)
+        if result.fatal is not None:
             continue
-        if retry:
-            tries[number] = 1
+        if stop.is_set():
+            result.interrupted = result.interrupted or again or next(todo, None) is not None
+        elif again:
+            tried.add(number)
             running.add(submit(number))
-        else:
-            following = next(todo, None)
-            if following is not None:
-                running.add(submit(following))
-    result.interrupted = stop.is_set()
+        elif (following := next(todo, None)) is not None:
+            running.add(submit(following))
     return result
+
+
+def _outcome(future: Any, on_done: Callable[[BlockRecord], None]) -> BaseException | None:
+    """Hand a finished block on, or return why it is not finished."""
+    if future.status == "finished":
+        try:
+            on_done(future.result())
+        except OSError as problem:
+            return problem
+        return None
+    error: BaseException | None = future.exception() if future.status == "error" else None
+    return error or RuntimeError(f"the block was {future.status}")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Tell whether a second try of the block may fare better: not where the input itself is at fault."""
+    return not isinstance(error, MrbcrError) or isinstance(error.__cause__, OSError)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ to; so whatever else is found in the output, only what the ledger says is done. 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -72,11 +73,43 @@ def _json_lines(data: bytes) -> Iterator[dict[str, Any]]:
             yield value
 
 
+class LockedError(Exception):
+    """Another process holds the ledger."""
+
+
+def lock(file: IO[bytes]) -> None:
+    """Hold a file for this process until it is closed. Raises LockedError when another holds it.
+
+    Where the file system has no locks (some network disks) nothing is held; the ledger then relies on the user.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return  # not POSIX
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockedError from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
 class Ledger:
-    """An open ledger that one process appends to; a context manager."""
+    """An open ledger that one process appends to, locked against others; a context manager."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        """Open `path` for appending; write the header when the file is new, cut a torn last line when it is not."""
+        """Open `path` for appending; write the header when the file is new, cut a torn last line when it is not.
+
+        Raises LockedError when another process has it open.
+        """
+        path.touch()
+        self._held = path.open("rb")
+        try:
+            lock(self._held)
+        except LockedError:
+            self._held.close()
+            raise
         contents = read_ledger(path)
         self.records: dict[int, BlockRecord] = {} if contents is None else dict(contents.records)
         self._file: IO[bytes] = path.open("r+b" if contents is not None else "wb")
@@ -102,8 +135,9 @@ class Ledger:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and let go of the lock."""
         self._file.close()
+        self._held.close()
 
     def __enter__(self) -> Ledger:
         return self

@@ -17,10 +17,11 @@ def measure(scratch: Path, quick: bool) -> list[dict[str, Any]]:
     import torch
     from skimage.restoration import richardson_lucy
 
+    from mrbcr_cli.capacity import cpu_count
     from mrbcr_cli.classical import RichardsonLucy
     from mrbcr_cli.intensity import IntensityRange
     from mrbcr_cli.psf_grid import Psf
-    from mrbcr_cli.restore import cpu_count, tune_allocator
+    from mrbcr_cli.restore import tune_allocator
 
     tune_allocator()
     torch.set_num_threads(cpu_count())

@@ -50,13 +50,13 @@ def network_alone(source: Path) -> tuple[float, int]:
 
     plan = make_plan(find_source(str(source)), DeconvolveSettings(), "ome-zarr")
     method = plan.methods[0].spec.build()
-    torch.set_num_threads(plan.torch_threads)
+    torch.set_num_threads(plan.share.torch_threads)
     pixels = np.random.default_rng(0).random((1, 4096, 4096), np.float32)
     numbers = iter(range(len(plan.grid)))
     lock = threading.Lock()
 
     def work() -> None:
-        torch.set_num_threads(plan.torch_threads)
+        torch.set_num_threads(plan.share.torch_threads)
         while True:
             with lock:
                 number = next(numbers, None)
@@ -67,10 +67,10 @@ def network_alone(source: Path) -> tuple[float, int]:
             method.restore(pixels[:, :y, :x], plan.ranges[0], block.at_border)
 
     method.restore(pixels[:, :1024, :1024], plan.ranges[0], ((True, True),) * 3)
-    threads = [threading.Thread(target=work) for _ in range(plan.workers)]
+    threads = [threading.Thread(target=work) for _ in range(plan.share.workers)]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - started, plan.workers
+    return time.perf_counter() - started, plan.share.workers

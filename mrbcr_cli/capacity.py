@@ -1,0 +1,172 @@
+"""How large the blocks are and how many run at once, from what the methods need and what the machine has.
+
+Invariant: a block that is planned fits the memory at hand by the stated bytes per voxel; what a user fixes
+(--tile-size, --workers) is kept, and everything else gives way.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mrbcr_cli.errors import InputError
+from mrbcr_cli.images.base import ImageInfo
+from mrbcr_cli.settings import DeconvolveSettings
+from mrbcr_cli.stream.blocks import Grid, balanced_tile, round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mrbcr_cli.restore import Method
+
+BASE_BYTES = 600_000_000
+"""The process with torch, dask and zarr loaded, before any block (measured: about 450 MB)."""
+
+_DEFAULT_TILE_PX = 1024
+_SMALLEST_TILE_PX = 256
+_VOLUME_BLOCK_BYTES = 700_000_000
+"""Blocks of methods that need depth are kept to this, so that a deep stack does not become one block."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What all methods of a run together ask of a block."""
+
+    alignment_px: int
+    halo_zyx: tuple[int, int, int]
+    bytes_per_voxel: int
+
+    @classmethod
+    def of(cls, methods: Sequence[Method]) -> Needs:
+        """The least common multiple of the alignments, the largest halo and memory."""
+        alignment = int(np.lcm.reduce([m.alignment_px for m in methods]))
+        z, y, x = (max(m.halo_zyx[k] for m in methods) for k in range(3))
+        halo = (z, round_up(y, alignment), round_up(x, alignment))
+        return cls(alignment, halo, max(m.bytes_per_voxel for m in methods))
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the machine is shared out among blocks."""
+
+    workers: int
+    torch_threads: int
+    bytes_per_block: int
+
+
+def choose_grid(
+    settings: DeconvolveSettings,
+    info: ImageInfo,
+    needs: Needs,
+    shape: tuple[int, ...],
+    offset: tuple[int, ...],
+    picks: dict[str, tuple[int, ...]],
+) -> Grid:
+    """Return the blocks of a run: `shape`, `offset` and `picks` as Grid has them.
+
+    Raises InputError for a tile size that the methods cannot take.
+    """
+    align = needs.alignment_px
+    if settings.tile_size is not None and settings.tile_size % align:
+        nearest = max(round_up(settings.tile_size, align), align)
+        raise InputError(
+            f"--tile-size {settings.tile_size}: must be a multiple of {align} for this model; use {nearest}"
+        )
+    planes = shape[info.axes.index("Z")] if "Z" in info.axes else 1
+    deep = needs.halo_zyx[0] > 0
+    depth = planes if deep else min(settings.batch_size, planes)
+    allowed = memory_for_blocks(settings.device)
+    target = min(_VOLUME_BLOCK_BYTES, allowed) if deep else allowed
+    tile = settings.tile_size or round_up(min(_DEFAULT_TILE_PX, max(info.size("Y"), info.size("X"))), align)
+
+    def size_of(depth: int, tile: int) -> int:
+        return block_bytes(info, needs, (depth, tile, tile))
+
+    if settings.tile_size is None:
+        while tile > _SMALLEST_TILE_PX and size_of(depth, tile) > target:
+            tile = round_up(tile // 2, align)
+    while depth > 1 and size_of(depth, tile) > target and (not deep or depth > 2 * needs.halo_zyx[0]):
+        depth = -(-depth // 2)
+    sizes = {"Z": depth, "Y": tile, "X": tile}
+    if settings.tile_size is None:
+        sizes |= {axis: balanced_tile(shape[info.axes.index(axis)], tile, align) for axis in "YX"}
+    halo = dict(zip("ZYX", needs.halo_zyx, strict=True))
+    return Grid(
+        axes=info.axes,
+        input_shape=info.shape,
+        shape=shape,
+        block_shape=tuple(min(sizes.get(a, 1), round_up(n, align)) for a, n in zip(info.axes, shape, strict=True)),
+        halo=tuple(halo.get(axis, 0) for axis in info.axes),
+        offset=offset,
+        picks=picks,
+    )
+
+
+def share_out(settings: DeconvolveSettings, info: ImageInfo, needs: Needs, grid: Grid) -> Share:
+    """Return how many blocks run at a time: what the user says, else the cores that memory allows."""
+    by_axis = dict(zip(grid.axes, grid.block_shape, strict=True))
+    need = block_bytes(info, needs, (by_axis.get("Z", 1), by_axis["Y"], by_axis["X"]))
+    workers = settings.workers or default_workers(settings.device)
+    if settings.workers is None:
+        workers = max(1, min(workers, memory_for_blocks(settings.device) // max(need, 1)))
+    workers = min(workers, len(grid))
+    return Share(workers, max(1, cpu_count() // workers), need)
+
+
+def block_bytes(info: ImageInfo, needs: Needs, core_zyx: tuple[int, int, int]) -> int:
+    """Peak memory of one block of this core size, halo included."""
+    z, y, x = (
+        min(core + 2 * halo, info.size(axis)) for core, halo, axis in zip(core_zyx, needs.halo_zyx, "ZYX", strict=True)
+    )
+    return z * y * x * needs.bytes_per_voxel
+
+
+def memory_for_blocks(device: str) -> int:
+    """Bytes that all blocks together may take: 70 % of the host's free memory, and on a GPU of the device's too."""
+    from mrbcr_cli.restore import device_memory_bytes, resolve_device
+
+    host = max(int(available_memory_bytes() * 0.7) - BASE_BYTES, BASE_BYTES)
+    on_device = device_memory_bytes(resolve_device(device))
+    return host if on_device is None else min(host, int(on_device * 0.7))
+
+
+def default_workers(device: str) -> int:
+    """Blocks at a time: a core each on a CPU; two on a GPU, so that one reads and writes while the other computes."""
+    from mrbcr_cli.restore import resolve_device
+
+    return 2 if resolve_device(device).startswith("cuda") else cpu_count()
+
+
+def available_memory_bytes() -> int:
+    """Memory this process may still take: the lower of what the machine and its control group (SLURM) leave free."""
+    candidates = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - a kernel file
+            candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        pass  # not Linux: the physical size must do
+    return min([*candidates, *_cgroup_headroom()])
+
+
+def _cgroup_headroom() -> list[int]:
+    found = []
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit_file, encoding="ascii") as limit, open(used_file, encoding="ascii") as used:  # noqa: PTH123
+                found.append(max(int(limit.read()) - int(used.read()), 0))
+        except (OSError, ValueError):
+            continue  # no such control group, or "max": no limit
+    return found
+
+
+@functools.cache
+def cpu_count() -> int:
+    """Cores this process may use (SLURM and taskset restrict it)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
