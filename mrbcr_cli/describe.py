@@ -130,6 +130,9 @@ def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    width = max(len(key) for key in facts)
-    for key, value in facts.items():
+    flat = {
+        k: v for key, value in facts.items() for k, v in (value if isinstance(value, dict) else {key: value}).items()
+    }
+    width = max(len(key) for key in flat)
+    for key, value in flat.items():
         print(f"{key:{width}}  {json.dumps(value) if isinstance(value, dict | list) else value}")

@@ -127,26 +127,11 @@ def _plan(
         "output_format": output_format,
         "compression": settings.compression if output_format == "ome-tiff" else None,
     }
-    names = [
-        tuple(values[c] for c in channels) if values else () for values in (info.channel_names, info.channel_colors)
-    ]
-    spec = OutputSpec(
-        axes=info.axes,
-        shape=shape,
-        dtype=dtype,
-        stored_axes=info.stored_axes,
-        scale=info.scale,
-        units=info.units,
-        channel_names=names[0],
-        channel_colors=names[1],
-        name=source.stem,
-        source_ome_xml=info.ome_xml,
-    )
     said = [*info.notes, *notes, *(note for m in methods for note in m.notes)]
     return Plan(
         source=source,
         info=info,
-        spec=spec,
+        spec=_output_spec(source, info, shape, dtype, channels),
         grid=grid,
         channels=channels,
         methods=methods,
@@ -156,6 +141,26 @@ def _plan(
         needs=needs,
         share=share_out(settings, info, needs, grid),
         notes=tuple(dict.fromkeys(said)),
+    )
+
+
+def _output_spec(
+    source: SourceSpec, info: ImageInfo, shape: tuple[int, ...], dtype: np.dtype[Any], channels: tuple[int, ...]
+) -> OutputSpec:
+    names, colors = (
+        tuple(values[c] for c in channels) if values else () for values in (info.channel_names, info.channel_colors)
+    )
+    return OutputSpec(
+        axes=info.axes,
+        shape=shape,
+        dtype=dtype,
+        stored_axes=info.stored_axes,
+        scale=info.scale,
+        units=info.units,
+        channel_names=names,
+        channel_colors=colors,
+        name=source.stem,
+        source_ome_xml=info.ome_xml,
     )
 
 

@@ -261,3 +261,28 @@ def test_yaml_and_options_mean_the_same(tmp_path: Path, weights: Path) -> None:
     options = ("-m", weights, "--output-dtype", "float32", "--range", 100, 900)
     assert deconvolve(tmp_path / "in.tif", "-o", tmp_path / "b.ome.zarr", "-q", *options) == 0
     assert np.array_equal(pixels(tmp_path / "a.ome.zarr"), pixels(tmp_path / "b.ome.zarr"))
+
+
+@pytest.mark.parametrize("extra", [[], ["--output-format", "ome-zarr-0.4"]])
+def test_zarr_output_validates_and_others_read_it(tmp_path: Path, weights: Path, extra: list[str]) -> None:
+    import dask.array as da
+    import yaozarrs
+
+    image = spots((2, 2, 3, 70, 300))
+    tifffile.imwrite(tmp_path / "in.ome.tif", image, metadata={"axes": "TCZYX"})
+    output = tmp_path / "o.ome.zarr"
+    assert deconvolve(tmp_path / "in.ome.tif", "-o", output, "-m", weights, "-q", *extra) == 0
+    yaozarrs.validate_zarr_store(str(output))
+    assert np.array_equal(da.from_zarr(str(output / "0")).compute(), pixels(output))
+
+
+def test_tiff_output_parses_and_others_read_it(tmp_path: Path, weights: Path) -> None:
+    import ome_types
+
+    image = spots((2, 2, 3, 70, 90))
+    tifffile.imwrite(tmp_path / "in.ome.tif", image, metadata={"axes": "TCZYX", "PhysicalSizeX": 0.1})
+    assert deconvolve(tmp_path / "in.ome.tif", "-o", tmp_path / "o.ome.tif", "-m", weights, "-q") == 0
+    parsed = ome_types.from_tiff(tmp_path / "o.ome.tif").images[0].pixels
+    assert (parsed.size_t, parsed.size_c, parsed.size_z, parsed.size_y, parsed.size_x) == image.shape
+    assert parsed.physical_size_x == pytest.approx(0.1)
+    assert tifffile.imread(tmp_path / "o.ome.tif").shape == image.shape
