@@ -171,7 +171,7 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
 
 
 def _drive(plan: Plan, job: Job, target: Target, ledger: Ledger, reporter: Reporter, clients: Clients) -> DriveResult:
-    todo = (n for n in range(len(plan.grid)) if n not in ledger.records)
+    remaining = (n for n in range(len(plan.grid)) if n not in ledger.records)
     label = plan.source.stem
     shown: set[str] = set()
     with (
@@ -189,7 +189,7 @@ def _drive(plan: Plan, job: Job, target: Target, ledger: Ledger, reporter: Repor
                     shown.add(note)
                     reporter.warn(note)
 
-        return drive(clients.get(), job, iter(todo), clients.window(plan.share.workers), on_done, stop)
+        return drive(clients.get(), job, iter(remaining), clients.window(plan.share.workers), on_done, stop)
 
 
 def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, done: int) -> None:

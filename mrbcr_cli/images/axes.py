@@ -38,11 +38,6 @@ def canonical_order(axes: str) -> str:
     return "".join(sorted(axes, key=CANONICAL_AXES.index))
 
 
-def permutation(source: str, target: str) -> tuple[int, ...]:
-    """Return the argument of numpy.transpose that takes axes `source` to `target` (the same letters)."""
-    return tuple(source.index(axis) for axis in target)
-
-
 def format_shape(shape: Sequence[int]) -> str:
     """Return "31 x 61 x 57"."""
     return " x ".join(str(size) for size in shape)

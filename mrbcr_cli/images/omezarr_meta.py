@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.images.axes import parse_axes as checked_letters
 from mrbcr_cli.images.base import CANONICAL_AXES
 
 UNFINISHED = "mrbcr-unfinished"
@@ -189,11 +190,7 @@ def stored_axes(multiscale: dict[str, Any], ndim: int, where: Path) -> str:
 
 def parse_axes(text: str, ndim: int, where: Path) -> str:
     """`text` in upper case. Raises InputError unless it is `ndim` different letters of TCZYX, Y and X among them."""
-    axes = text.upper()
-    if unknown := sorted(set(axes) - set(CANONICAL_AXES)):
-        raise InputError(f"{where}: unknown axis {unknown[0]!r} in {text!r}; use letters of {CANONICAL_AXES}")
-    if len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes):
-        raise InputError(f"{where}: axes {text!r} must name Y and X, and no axis twice")
+    axes = checked_letters(text, where=f"{where}: axes")
     if len(axes) != ndim:
         raise InputError(f"{where}: axes {text!r} name {len(axes)} axes but the array has {ndim}; fix --axes")
     return axes

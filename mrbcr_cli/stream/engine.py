@@ -238,12 +238,12 @@ class DriveResult:
 def drive(
     client: Any,
     job: Job,
-    todo: Iterator[int],
+    remaining: Iterator[int],
     window: int,
     on_done: Callable[[BlockRecord], None],
     stop: threading.Event,
 ) -> DriveResult:
-    """Run the blocks of `todo` on a dask client, at most `window` under way, each failure tried once more.
+    """Run the blocks of `remaining` on a dask client, at most `window` under way, each failure tried once more.
 
     `on_done` is called in this thread for each record (it writes the ledger; its OSError ends the run). When `stop` is
     set no new block is begun, and those under way are waited for.
@@ -262,7 +262,7 @@ def drive(
         numbers[key] = number
         return client.submit(run_block, shared_job, number, pure=False, key=key)
 
-    running = as_completed([submit(n) for n in islice(todo, window)])
+    running = as_completed([submit(n) for n in islice(remaining, window)])
     for future in running:
         number = numbers.pop(future.key)
         error = _outcome(future, on_done)
@@ -277,11 +277,11 @@ def drive(
         if result.fatal is not None:
             continue
         if stop.is_set():
-            result.interrupted = result.interrupted or again or next(todo, None) is not None
+            result.interrupted = result.interrupted or again or next(remaining, None) is not None
         elif again:
             tried.add(number)
             running.add(submit(number))
-        elif (following := next(todo, None)) is not None:
+        elif (following := next(remaining, None)) is not None:
             running.add(submit(following))
     return result
 
