@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ReadPlane = Callable[[int, int, int], NDArray[Any]]
 """(t, channel, z) in input coordinates -> (Y, X) plane."""
 
-_TO_UM = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4}
 _BLIND_PLANES = 16
 DEFAULT_PERCENTILES = (0.1, 99.9)
 
@@ -213,10 +212,5 @@ def sample_planes(info: ImageInfo, channel: int, read_plane: ReadPlane) -> list[
 
 def scale_zyx_um(info: ImageInfo) -> tuple[float | None, float | None, float | None]:
     """Return the voxel size along z, y, x in micrometres; None where it is not known as a length."""
-    z, y, x = (
-        None
-        if (scale := info.scale_of(axis)) is None or (factor := _TO_UM.get(info.unit_of(axis) or "")) is None
-        else scale * factor
-        for axis in "ZYX"
-    )
+    z, y, x = (info.scale_um(axis) for axis in "ZYX")
     return z, y, x

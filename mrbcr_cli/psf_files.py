@@ -123,22 +123,7 @@ def _read_tiff(path: Path, axes: str | None) -> StoredPsf:
                 )
         values = reader.read(tuple(slice(0, size) for size in info.shape))
         kept = tuple(0 if axis in "TC" else slice(None) for axis in info.axes)
-        z, y, x = (_in_um(info.scale_of(axis), info.unit_of(axis)) for axis in "ZYX")
+        z, y, x = (info.scale_um(axis) for axis in "ZYX")
         return StoredPsf(values[kept], (z, y, x), info.notes)
     finally:
         reader.close()
-
-
-def _in_um(value: float | None, unit: str | None) -> float | None:
-    """Return a length in micrometres; None where it or its unit is unknown."""
-    factors = {
-        "micrometer": 1.0,
-        "nanometer": 1e-3,
-        "millimeter": 1e3,
-        "centimeter": 1e4,
-        "meter": 1e6,
-        "angstrom": 1e-4,
-        "picometer": 1e-6,
-        "inch": 25400.0,
-    }
-    return value * factors[unit] if value is not None and unit in factors else None

@@ -14,6 +14,17 @@ from numpy.typing import NDArray
 
 CANONICAL_AXES = "TCZYX"
 
+UM_PER_UNIT: dict[str | None, float] = {
+    "picometer": 1e-6,
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "inch": 25400.0,
+    "meter": 1e6,
+}
+
 Region = tuple[slice, ...]
 """One slice (explicit start and stop, step 1) per axis, in canonical axis order."""
 
@@ -62,6 +73,11 @@ class ImageInfo:
     def unit_of(self, axis: str) -> str | None:
         """Unit of `scale_of(axis)`; None where unknown or absent."""
         return self.units[self.axes.index(axis)] if axis in self.axes else None
+
+    def scale_um(self, axis: str) -> float | None:
+        """Pixel size along a spatial axis in micrometres; None where it or its unit is unknown."""
+        scale, unit = self.scale_of(axis), self.unit_of(axis)
+        return scale * UM_PER_UNIT[unit] if scale is not None and unit in UM_PER_UNIT else None
 
     @property
     def nbytes(self) -> int:

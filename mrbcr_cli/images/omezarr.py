@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -163,7 +164,7 @@ class OmeZarrReader:
             _update(digest, b"absent" if size is None else str(size).encode())
             if size is not None:
                 present.append((file, size))
-        sampled = _file_count(self._array) > _SIZES or sum(size for _, size in present) > _WHOLE_BYTES
+        sampled = math.prod(_file_grid(self._array)) > _SIZES or sum(size for _, size in present) > _WHOLE_BYTES
         if not sampled:
             for file, _size_of_it in present:
                 _update(digest, _whole(file))
@@ -284,8 +285,7 @@ def _checked_dtype(array: zarr.Array[Any], where: Path) -> np.dtype[Any]:
 
 def _chunk_files(array: zarr.Array[Any], folder: Path, most: int) -> Iterator[Path]:
     """Files of up to `most` positions spread evenly over the grid of chunks (of shards where there are any)."""
-    unit = array.shards or array.chunks
-    grid = tuple(-(-size // step) for size, step in zip(array.shape, unit, strict=True))
+    grid = _file_grid(array)
     for i in _evenly(int(np.prod(grid, dtype=object)), most):
         position: list[int] = []
         for count in reversed(grid):  # big integers: np.unravel_index overflows on the largest grids
@@ -294,9 +294,10 @@ def _chunk_files(array: zarr.Array[Any], folder: Path, most: int) -> Iterator[Pa
         yield folder / array.metadata.encode_chunk_key(tuple(reversed(position)))
 
 
-def _file_count(array: zarr.Array[Any]) -> int:
+def _file_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """How many files (chunks, or shards where there are any) the array has along each axis."""
     unit = array.shards or array.chunks
-    return int(np.prod([-(-size // step) for size, step in zip(array.shape, unit, strict=True)], dtype=object))
+    return tuple(-(-size // step) for size, step in zip(array.shape, unit, strict=True))
 
 
 def _whole(file: Path) -> bytes:
