@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from mrbcr_cli import __version__
-from mrbcr_cli.console import Reporter
+from mrbcr_cli.cli_simulate import simulate_app
+from mrbcr_cli.console import Reporter, command_line
 from mrbcr_cli.errors import IncompleteError, InterruptedRunError, MrbcrError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(help="List, inspect and convert network weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+app.add_typer(simulate_app, name="simulate")
 
 METHOD, IMAGE, INTENSITY, OUTPUT, RUN, TALK = (
     "Method",
@@ -335,11 +336,6 @@ _TYPER_INTERRUPTED = 130
 
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """Base of what the parser raises: typer's own copy of click from 0.26 on, click's class before."""
-
-
-def command_line() -> str:
-    """Return the command as it was typed, for the record; without the path of the program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def main(argv: list[str] | None = None) -> None:

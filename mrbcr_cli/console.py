@@ -7,10 +7,12 @@ parts of the tool never print: they are handed a Reporter.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 HEARTBEAT_S = 30.0
@@ -164,3 +166,8 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the record; without the path of the program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mrbcr_cli.configuration import load_configuration
 from mrbcr_cli.errors import InputError
 
 MethodName = Literal["network", "richardson-lucy", "wiener", "blind"]
@@ -144,40 +144,9 @@ def parse_selection(text: str, name: str) -> list[slice | int]:
     return parts
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML 1.1 without its base-60 numbers, which would read the planes 4:20 as 260."""
-
-
-_PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
-
-
 def load_settings(path: Path | None, overrides: dict[str, Any]) -> DeconvolveSettings:
     """Read a YAML file (if any), lay the given options over it and check the whole.
 
     Raises InputError in one line: what is wrong and with which option.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot read the configuration ({error})") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise InputError(f"{path}: the configuration must be a mapping of option names to values")
-        values = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
-    try:
-        return DeconvolveSettings(**{**values, **overrides})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
-        message = first["msg"].removeprefix("Value error, ")
-        where = f"{path}: " if path is not None and first["loc"] and first["loc"][0] in values else ""
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}unknown option {option!r}; see mrbcr deconvolve --help") from error
-        raise InputError(f"{where}{'--' + option + ': ' if option else ''}{message}") from error
+    return load_configuration(DeconvolveSettings, path, overrides, "mrbcr deconvolve")

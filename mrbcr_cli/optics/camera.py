@@ -1,7 +1,7 @@
 """A camera: from photons that arrive at a pixel to the counts in the file.
 
-Invariant: counts = offset + gain * (Poisson(QE * photons + dark) + Normal(0, read noise)), rounded and clipped to the bit
-depth; all randomness comes from the generator that is passed in, so the same generator gives the same bytes.
+Invariant: counts = offset + gain * (Poisson(QE * photons + dark) + Normal(0, read noise)), rounded and clipped to the
+bit depth; all randomness comes from the generator that is passed in, so the same generator gives the same bytes.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def make_scmos_maps(camera: Camera, shape_yx: tuple[int, int], rng: np.random.Ge
     gain = camera.gain_adu * rng.normal(1.0, 0.01, shape_yx).clip(0.9, 1.1)
     spread = np.where(rng.random(shape_yx) < 0.02, 1.0, 0.25)
     variance = (camera.read_noise_e * np.exp(spread * np.abs(rng.normal(0.0, 1.0, (ny, nx))) - 0.17)) ** 2
-    return CameraMaps(
-        np.maximum(offset, 0.0).astype(np.float32), gain.astype(np.float32), variance.astype(np.float32)
-    )
+    return CameraMaps(np.maximum(offset, 0.0).astype(np.float32), gain.astype(np.float32), variance.astype(np.float32))
 
 
 def expose(
@@ -106,7 +104,8 @@ def expose(
     else:
         electrons += np.sqrt(maps.variance_e2) * noise
         counts = maps.offset_adu + maps.gain_adu * electrons
-    return np.clip(np.rint(counts), 0, camera.white_adu).astype(camera.dtype)
+    clipped: NDArray[np.unsignedinteger] = np.clip(np.rint(counts), 0, camera.white_adu).astype(camera.dtype)
+    return clipped
 
 
 def mean_counts(photons: NDArray[np.floating], camera: Camera) -> Image:

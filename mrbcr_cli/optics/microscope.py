@@ -112,7 +112,7 @@ class Microscope:
     aplanatic: bool = False
     """Scalar only: amplitude 1/sqrt(cos) over the pupil instead of a uniform one."""
     zernike_waves: tuple[tuple[int, float], ...] = field(default=())
-    """(OSA/ANSI index, RMS waves) pairs."""
+    """(OSA/ANSI index, RMS waves of `zernike_wavelength_um`) pairs."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -122,7 +122,7 @@ class Microscope:
         _check_wavelength("wavelength", self.wavelength_um)
         if self.kind != "widefield":
             if self.wavelength_ex_um is None:
-                raise InputError(f"a {self.kind} microscope needs its excitation wavelength: give --wavelength-ex in nm")
+                raise InputError(f"a {self.kind} microscope needs its excitation wavelength: give --wavelength-ex (nm)")
             _check_wavelength("excitation wavelength", self.wavelength_ex_um)
         if self.kind == "confocal" and not 0 < self.pinhole_au <= LARGEST_PINHOLE_AU:
             raise InputError(
@@ -149,6 +149,11 @@ class Microscope:
     def excitation_um(self) -> float:
         """Excitation wavelength; the emission's where none is set (widefield)."""
         return self.wavelength_um if self.wavelength_ex_um is None else self.wavelength_ex_um
+
+    @property
+    def zernike_wavelength_um(self) -> float:
+        """What a wave of aberration is a wave of: the emission; the excitation of a two-photon microscope."""
+        return self.excitation_um if self.kind == "two-photon" else self.wavelength_um
 
     @property
     def pinhole_radius_um(self) -> float:
@@ -189,32 +194,33 @@ class Grid:
                 "the centre goes: --centring voxel (index n/2) or between (half-way between two)"
             )
 
-    def offsets_um(self, axis: int) -> tuple[float, ...]:
-        """Distance of every voxel centre from the emitter along axis 0 (z), 1 (y) or 2 (x)."""
+    def offsets(self, axis: int) -> tuple[float, ...]:
+        """Distance of every voxel centre from the emitter along axis 0 (z), 1 (y) or 2 (x), in voxels: k or k + 0.5."""
         n = self.shape_zyx[axis]
-        step = self.z_step_um if axis == 0 else self.pixel_um
         centre = (n - 1) / 2 if n % 2 or self.centring == "between" else n / 2
-        return tuple((i - centre) * step for i in range(n))
+        return tuple(i - centre for i in range(n))
+
+    def offsets_um(self, axis: int) -> tuple[float, ...]:
+        """The same in um."""
+        step = self.z_step_um if axis == 0 else self.pixel_um
+        return tuple(k * step for k in self.offsets(axis))
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A common objective and the pixel that goes with it."""
+    """A common objective. Pixel and z step stay the camera's and the user's."""
 
     name: str
     objective: Objective
-    pixel_um: float
-    """A 6.5 um camera pixel through the magnification."""
-    z_step_um: float
     note: str
 
 
 PRESETS: tuple[Preset, ...] = (
-    Preset("10x/0.3", Objective(na=0.3, n_immersion=1.0), 0.65, 3.0, "10x dry"),
-    Preset("20x/0.75", Objective(na=0.75, n_immersion=1.0), 0.325, 0.8, "20x dry"),
-    Preset("40x/1.2w", Objective(na=1.2, n_immersion=1.33), 0.1625, 0.4, "40x water immersion"),
-    Preset("63x/1.4oil", Objective(na=1.4, n_immersion=1.515), 0.103, 0.25, "63x oil immersion"),
-    Preset("100x/1.49tirf", Objective(na=1.49, n_immersion=1.515), 0.065, 0.2, "100x oil immersion, TIRF"),
+    Preset("10x/0.3", Objective(na=0.3, n_immersion=1.0), "10x dry"),
+    Preset("20x/0.75", Objective(na=0.75, n_immersion=1.0), "20x dry"),
+    Preset("40x/1.2w", Objective(na=1.2, n_immersion=1.33), "40x water immersion"),
+    Preset("63x/1.4oil", Objective(na=1.4, n_immersion=1.515), "63x oil immersion"),
+    Preset("100x/1.49tirf", Objective(na=1.49, n_immersion=1.515), "100x oil immersion, TIRF"),
 )
 
 
@@ -233,6 +239,6 @@ def _check_wavelength(name: str, value_um: float) -> None:
     low, high = WAVELENGTH_RANGE_UM
     if not (math.isfinite(value_um) and low <= value_um <= high):
         raise InputError(
-            f"the {name} must lie between {1e3 * low:.0f} and {1e3 * high:.0f} nm in vacuum, not {1e3 * value_um:g} nm; "
-            "is it in another unit?"
+            f"the {name} must lie between {1e3 * low:.0f} and {1e3 * high:.0f} nm in vacuum, not at "
+            f"{1e3 * value_um:g} nm; is it in another unit?"
         )

@@ -12,13 +12,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.polynomial.legendre import leggauss
 
 from mrbcr_cli.optics import pupil as pupils
-from mrbcr_cli.optics.measure import nyquist_um
+from mrbcr_cli.optics.measure import axial_nyquist_um, nyquist_um, profile_fwhm
 from mrbcr_cli.optics.microscope import Grid, Microscope
-from mrbcr_cli.optics.radial import energy, intensity_table
-from mrbcr_cli.optics.sampling import expand, farthest_um, interpolation, pixel_nodes, radii_um, radius_step_um
+from mrbcr_cli.optics.radial import energy, gauss_legendre, intensity_table
+from mrbcr_cli.optics.sampling import expand, farthest_um, interpolation, radii_um, radius_step_um
 
 Tensor = torch.Tensor
 Normalize = Literal["sum", "max", "plane", "none"]
@@ -38,20 +37,24 @@ def compute_psf(
     grid: Grid,
     *,
     normalize: Normalize = "sum",
+    z_um: Tensor | None = None,
     waves: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """PSF of `microscope` on `grid`: (nz, ny, nx) of `dtype` on `device`; (..., nz, ny, nx) with batched `waves`.
 
+    `z_um` (nz,), any stage positions, replaces those of the grid.
+
     `waves` (..., j) replaces the coefficients of `microscope.zernike_waves` (RMS waves, in its order) and is
     differentiable. `normalize`: "sum" 1 over the volume, "max" 1, "plane" so that a whole plane of a widefield PSF
     holds 1 (what leaves the field is missing; other microscopes: the unit of the model), "none" the model's unit.
     """
+    z = torch.tensor(grid.offsets_um(0), dtype=torch.float64) if z_um is None else z_um.to("cpu", torch.float64)
     if microscope.zernike_waves or waves is not None:
-        psf = _aberrated(microscope, grid, waves, dtype, device)
+        psf = _aberrated(microscope, grid, z, waves, dtype, device)
     else:
-        psf = _symmetric(microscope, grid, dtype, device)
+        psf = _symmetric(microscope, grid, z, dtype, device)
     return _normalized(psf, microscope, grid, normalize)
 
 
@@ -65,9 +68,8 @@ def _normalized(psf: Tensor, microscope: Microscope, grid: Grid, normalize: Norm
     return psf
 
 
-def _symmetric(microscope: Microscope, grid: Grid, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    z_um = torch.tensor(grid.offsets_um(0), dtype=torch.float64)
-    radial = radial_psf(microscope, z_um, farthest_um(grid), grid.pixel_um, device=device)
+def _symmetric(microscope: Microscope, grid: Grid, z: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    radial = radial_psf(microscope, z, farthest_um(grid), grid.pixel_um, device=device)
     return expand(radial.table, radial.step_um, grid, radial.nyquist_um, dtype)
 
 
@@ -105,7 +107,7 @@ def _pinhole_matrix(
     whole circles below R - r.
     """
     spans = 2 * pinhole_um / limit_um
-    x, w = leggauss(24 + math.ceil(3 * spans))
+    x, w = gauss_legendre(24 + math.ceil(3 * spans))
     inner = np.maximum(pinhole_um - r_um, 0.0)[:, None]
     s_whole, w_whole = inner * (x + 1) / 2, inner * w / 2
     t = math.pi * (x + 1) / 2
@@ -131,8 +133,8 @@ def sheet_profile(microscope: Microscope, z_um: Tensor) -> Tensor:
     z = torch.as_tensor(z_um, dtype=torch.float64)
     if microscope.sheet == "gaussian":
         return torch.exp(-2 * (z * math.pi * na / wavelength) ** 2)
-    # The line spread of a uniform aperture is int sqrt(1-u^2)-weighted cosines: |FT of each chord|^2 summed over chords.
-    x, w = leggauss(200)
+    # By Parseval the line integral is the sum over chords of the pupil of |the Fourier transform of the chord|^2.
+    x, w = gauss_legendre(200)
     u = torch.from_numpy(x)
     chords = torch.sqrt(1 - u**2)
     argument = 2 * math.pi * na / wavelength * z.abs()[:, None] * chords[None, :]
@@ -142,77 +144,107 @@ def sheet_profile(microscope: Microscope, z_um: Tensor) -> Tensor:
 
 
 def _aberrated(
-    microscope: Microscope, grid: Grid, waves: Tensor | None, dtype: torch.dtype, device: torch.device | str
+    microscope: Microscope, grid: Grid, z: Tensor, waves: Tensor | None, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
+    """Through the pupil. Pinhole and pixel are applied by their exact spectra, on a grid no coarser than Nyquist."""
     indices = [j for j, _ in microscope.zernike_waves]
     if waves is None:
         waves = torch.tensor([c for _, c in microscope.zernike_waves], dtype=torch.float64)
     if waves.shape[-1] != len(indices):
         raise ValueError(f"waves has {waves.shape[-1]} coefficients for {len(indices)} Zernike indices {indices}")
+    filtered = grid.sampling == "pixel" or microscope.kind == "confocal"
+    fine, margin, axes = _fine_axes(microscope, grid) if filtered else (1, 0, _pixel_axes(grid))
+
+    def spot(wavelength_um: float) -> Tensor:
+        # The same path difference is another number of waves of another colour.
+        scaled = waves * (microscope.zernike_wavelength_um / wavelength_um)
+        return pupils.aberrated_intensity(
+            microscope, wavelength_um, z, axes[0], axes[1], indices, scaled, dtype=dtype, device=device
+        )
+
+    frequency = [torch.fft.fftfreq(len(a), grid.pixel_um / fine, dtype=torch.float64).to(device) for a in axes]
     if microscope.kind == "confocal":
-        return _aberrated_confocal(microscope, grid, indices, waves, dtype, device)
-    nodes, weights = pixel_nodes(grid, nyquist_um(microscope))
-    y, x = (
-        (torch.tensor(grid.offsets_um(axis), dtype=torch.float64)[:, None] + torch.from_numpy(nodes)).ravel()
-        for axis in (1, 2)
-    )
-    z = torch.tensor(grid.offsets_um(0), dtype=torch.float64)
-    wavelength = microscope.excitation_um if microscope.kind == "two-photon" else microscope.wavelength_um
-    # Coefficients are waves of the emission; the same path difference is another number of waves of the excitation.
-    waves = waves * (microscope.wavelength_um / wavelength)
-    fine = pupils.aberrated_intensity(microscope, wavelength, z, y, x, indices, waves, dtype=dtype, device=device)
-    if microscope.kind == "two-photon":
-        fine = fine**2
-    share = torch.from_numpy(weights).to(device=device, dtype=dtype)
-    ny, nx = grid.shape_zyx[1:]
-    cells = fine.reshape(*fine.shape[:-2], ny, len(nodes), nx, len(nodes))
-    psf = torch.einsum("...yixj,i,j->...yx", cells, share, share)
-    if microscope.kind == "light-sheet":
-        psf = psf * sheet_profile(microscope, z).to(psf)[:, None, None]
-    return psf
+        radial = torch.hypot(frequency[0][:, None], frequency[1][None, :])
+        pinhole = _jinc(2 * math.pi * radial * microscope.pinhole_radius_um)
+        psf = spot(microscope.excitation_um) * _filtered(spot(microscope.wavelength_um), pinhole)
+    elif microscope.kind == "two-photon":
+        psf = spot(microscope.excitation_um) ** 2
+    else:
+        psf = spot(microscope.wavelength_um)
+        if microscope.kind == "light-sheet":
+            psf = psf * sheet_profile(microscope, z).to(psf)[:, None, None]
+    if grid.sampling == "pixel":
+        box = [torch.sinc(f * grid.pixel_um) for f in frequency]
+        psf = _filtered(psf, box[0][:, None] * box[1][None, :])
+    inside = [slice(margin, len(a) - margin, fine) for a in axes]
+    return psf[..., inside[0], inside[1]]
 
 
-def _aberrated_confocal(
-    microscope: Microscope,
-    grid: Grid,
-    indices: list[int],
-    waves: Tensor,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Tensor:
-    """Excitation times pinholed emission on a grid finer than Nyquist; pinhole and pixel by their exact spectra."""
+def _pixel_axes(grid: Grid) -> list[Tensor]:
+    return [torch.tensor(grid.offsets_um(axis), dtype=torch.float64) for axis in (1, 2)]
+
+
+def _fine_axes(microscope: Microscope, grid: Grid) -> tuple[int, int, list[Tensor]]:
+    """(points a pixel, margin in points, positions in um along y and x): an odd number, so that centres stay points.
+
+    The margin keeps the ends of the periodic transform away from the field.
+    """
     limit = nyquist_um(microscope)
-    fine = 2 * math.ceil(grid.pixel_um / limit / 2 - 0.5) + 1  # odd, so that pixel centres stay on the grid
+    fine = 2 * math.ceil((grid.pixel_um / limit - 1) / 2 - 1e-9) + 1
     pitch = grid.pixel_um / fine
-    margin = math.ceil((microscope.pinhole_radius_um + grid.pixel_um + 4 * limit) / pitch)
+    pinhole_um = microscope.pinhole_radius_um if microscope.kind == "confocal" else 0.0
+    margin = math.ceil((pinhole_um + grid.pixel_um + 4 * limit) / pitch)
     axes = []
     for axis in (1, 2):
         offsets = grid.offsets_um(axis)
         count = (len(offsets) - 1) * fine + 1 + 2 * margin
         axes.append(offsets[0] - margin * pitch + torch.arange(count, dtype=torch.float64) * pitch)
-    z = torch.tensor(grid.offsets_um(0), dtype=torch.float64)
-    spots = []
-    for wavelength in (microscope.excitation_um, microscope.wavelength_um):
-        scaled = waves * (microscope.wavelength_um / wavelength)
-        spots.append(
-            pupils.aberrated_intensity(microscope, wavelength, z, *axes, indices, scaled, dtype=dtype, device=device)
-        )
-    frequency = [torch.fft.fftfreq(len(a), pitch, dtype=torch.float64).to(device) for a in axes]
-    radial = torch.hypot(frequency[0][:, None], frequency[1][None, :])
-    product = spots[0] * _filtered(spots[1], _jinc(2 * math.pi * radial * microscope.pinhole_radius_um))
-    if grid.sampling == "pixel":
-        box = [torch.sinc(f * grid.pixel_um) for f in frequency]
-        product = _filtered(product, box[0][:, None] * box[1][None, :])
-    inside = [slice(margin, len(a) - margin, fine) for a in axes]
-    return product[..., inside[0], inside[1]]
+    return fine, margin, axes
 
 
 def _filtered(image: Tensor, transfer: Tensor) -> Tensor:
     spectrum = torch.fft.fft2(image) * transfer.to(image.dtype)
-    return torch.fft.ifft2(spectrum).real
+    filtered: Tensor = torch.fft.ifft2(spectrum).real
+    return filtered
 
 
 def _jinc(argument: Tensor) -> Tensor:
     """2 J1(x) / x, 1 at 0: the spectrum of a disc of unit weight."""
     safe = torch.where(argument < 1e-6, torch.ones_like(argument), argument)
     return torch.where(argument < 1e-6, torch.ones_like(argument), 2 * torch.special.bessel_j1(safe) / safe)
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The symmetric model's best focus, in um."""
+
+    z_um: float
+    """Stage position where the axis is brightest; 0 unless the layers aberrate."""
+    fwhm_z_um: float | None
+    """On the axis, in stage distance; None where it does not fall to half."""
+    fwhm_xy_um: float | None
+    """In the plane of best focus."""
+
+
+def find_focus(microscope: Microscope) -> Focus:
+    """Best focus and FWHM of the symmetric model itself, not of voxels; Zernike terms are ignored."""
+    z_limit, r_limit = axial_nyquist_um(microscope), nyquist_um(microscope)
+    axial, centre = None, 0.0
+    for reach in (8, 32, 256):  # in Nyquist steps; the axis is looked at in eighths of one
+        z = torch.arange(-8 * reach, 8 * reach + 1, dtype=torch.float64) * (z_limit / 8)
+        line = _at_radii(microscope, z, torch.zeros(1, dtype=torch.float64))[:, 0].numpy()
+        axial, centre = profile_fwhm(line, z_limit / 8), float(z[int(line.argmax())])
+        if axial is not None:
+            break
+    r = torch.arange(0, 81, dtype=torch.float64) * (r_limit / 10)
+    half = _at_radii(microscope, torch.tensor([centre], dtype=torch.float64), r)[0].numpy()
+    lateral = profile_fwhm(np.concatenate([half[:0:-1], half]), r_limit / 10)
+    return Focus(centre, axial, lateral)
+
+
+def _at_radii(microscope: Microscope, z_um: Tensor, r_um: Tensor) -> Tensor:
+    """The symmetric PSF at any radii (nz, nr), by interpolation from its table."""
+    radial = radial_psf(microscope, z_um, float(r_um.max()), nyquist_um(microscope))
+    points = r_um.numpy()[:, None]
+    matrix = interpolation(points, np.ones_like(points), radial.step_um, radial.table.shape[1])
+    return torch.from_numpy(np.ascontiguousarray((matrix @ radial.table.T.numpy()).T))

@@ -1,7 +1,7 @@
 """PSFs of any pupil, aberrated or not: a matrix Fourier transform from the pupil to any pixel pitch.
 
-Invariant: differentiable in the Zernike coefficients and batched over them; the disc's edge is antialiased and the pupil
-is sampled finely enough that its periodic images stay outside the field. Symmetric PSFs are cheaper in `radial.py`.
+Invariant: differentiable in the Zernike coefficients and batched over them; the disc's edge is antialiased and the
+pupil is sampled finely enough that its periodic images stay outside the field. Symmetric PSFs: see `radial.py`.
 
 Sources: matrix Fourier transform: Soummer et al., Opt. Express 15:15935 (2007); vectorial pupils as in Richards & Wolf
 (1959) and, for an isotropic emitter, summed over three dipoles: Backer & Moerner, J. Phys. Chem. B 118:8313 (2014).
@@ -61,9 +61,7 @@ def _path_spread_um(microscope: Microscope) -> float:
     return float(fixed_path_um(microscope.objective, q).real.diff().abs().quantile(0.99)) * 512 / na
 
 
-def make_pupil(
-    microscope: Microscope, wavelength_um: float, samples: int, device: torch.device | str = "cpu"
-) -> Pupil:
+def make_pupil(microscope: Microscope, wavelength_um: float, samples: int, device: torch.device | str = "cpu") -> Pupil:
     """Sample the unaberrated pupil: transmission, apodisation, layers; complex128 on `device`.
 
     Components: one for scalar models; for the vectorial one the fields x and y at the camera of dipoles along x, y and
@@ -103,7 +101,7 @@ def _coverage(axis: Tensor) -> Tensor:
     bottom = axis[rows][:, None] - step / 2
     low, high = torch.maximum(-half, bottom), torch.minimum(half, bottom + step)
     covered[rows, columns] = ((high - low).clamp_min(0.0) / step).mean(1)
-    return covered
+    return (covered + covered.T) / 2  # the chords are exact along one axis only; the mean treats both alike
 
 
 def aberrated_intensity(
@@ -121,8 +119,8 @@ def aberrated_intensity(
     """Intensity of the widefield PSF at points z (nz,), y (ny,), x (nx,) in um: (..., nz, ny, nx) of `dtype`.
 
     `waves` (..., j) are RMS waves of the Zernike polynomials `indices` (OSA/ANSI), differentiable; leading axes are
-    batches. The unit is that of `radial.intensity_table`. float64 computes in complex128, float32 in complex64 after the
-    phases were found in float64.
+    batches. The unit is that of `radial.intensity_table`. float64 computes in complex128, float32 in complex64 after
+    the phases were found in float64.
     """
     z, y, x = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in (z_um, y_um, x_um))
     reach = math.hypot(float(y.abs().max()), float(x.abs().max()))

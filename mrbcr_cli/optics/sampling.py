@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 import torch
-from numpy.polynomial.legendre import leggauss
 from numpy.typing import NDArray
 from scipy import sparse
 
 from mrbcr_cli.optics.microscope import Grid
+from mrbcr_cli.optics.radial import gauss_legendre
 
 Tensor = torch.Tensor
 Array = NDArray[np.float64]
@@ -60,7 +60,7 @@ def pixel_nodes(grid: Grid, nyquist_um: float) -> tuple[Array, Array]:
     if grid.sampling == "point":
         return np.zeros(1), np.ones(1)
     coarseness = max(0.0, grid.pixel_um / nyquist_um - 1)
-    x, w = leggauss(3 + math.ceil(2 * coarseness))
+    x, w = gauss_legendre(3 + math.ceil(2 * coarseness))
     return x * grid.pixel_um / 2, w / 2
 
 
@@ -77,16 +77,18 @@ def expand(table: Tensor, step_um: float, grid: Grid, nyquist_um: float, dtype: 
     Only the octant y >= x >= 0 is interpolated.
     """
     ny, nx = grid.shape_zyx[1:]
-    y, x = (np.asarray(grid.offsets_um(axis)) / grid.pixel_um for axis in (1, 2))
+    y, x = (np.asarray(grid.offsets(axis)) for axis in (1, 2))
     quarter = max(float(np.abs(y).max()), float(np.abs(x).max()))
     start = 0.0 if float(y[0]).is_integer() else 0.5
     if start != (0.0 if float(x[0]).is_integer() else 0.5):
         return _expand_all(table, step_um, grid, nyquist_um, dtype)
     steps = np.arange(start, quarter + 0.25)
-    a, b = np.tril_indices(len(steps))
+    # Of a field that is not square only some points of the octant are met.
+    used, where = np.unique(_octant_index(y, x, start), return_inverse=True)
+    a, b = (index[used] for index in np.tril_indices(len(steps)))
     values = _at(table, step_um, steps[a] * grid.pixel_um, steps[b] * grid.pixel_um, grid, nyquist_um, dtype)
-    where = torch.from_numpy(_octant_index(y, x, start)).to(table.device)
-    return values.index_select(1, where.ravel()).reshape(len(table), ny, nx)
+    places = torch.from_numpy(where.ravel()).to(table.device)
+    return values.index_select(1, places).reshape(len(table), ny, nx)
 
 
 def _octant_index(y: Array, x: Array, start: float) -> NDArray[np.int64]:
@@ -112,7 +114,8 @@ def _at(
     coo = matrix.tocoo()
     index = torch.from_numpy(np.stack([coo.row, coo.col])).to(table.device)
     gpu = torch.sparse_coo_tensor(index, torch.from_numpy(coo.data).to(table.device), matrix.shape)
-    return torch.sparse.mm(gpu, table.T).T.contiguous().to(dtype)
+    spread: Tensor = torch.sparse.mm(gpu, table.T).T.contiguous().to(dtype)
+    return spread
 
 
 def _expand_all(table: Tensor, step_um: float, grid: Grid, nyquist_um: float, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 Invariant: each polynomial but piston has mean 0 and variance 1 over the unit disc, so a coefficient is the RMS of its
 aberration; the angle runs from +x (increasing column) to +y (increasing row).
 
-Source: ANSI Z80.28; Thibos et al., J. Refract. Surg. 18:S652 (2002): j = (n (n + 2) + m) / 2, m < 0 sine, m >= 0 cosine.
+Source: ANSI Z80.28; Thibos et al., J. Refract. Surg. 18:S652 (2002): j = (n (n + 2) + m) / 2; sine where m < 0.
 """
 
 from __future__ import annotations

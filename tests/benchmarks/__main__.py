@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import explicit, memory, networks, startup, streaming
+from tests.benchmarks import explicit, memory, networks, pairs, psf, startup, streaming
 
 BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "startup": startup.measure,
@@ -23,6 +23,8 @@ BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "streaming": streaming.measure,
     "memory": memory.measure,
     "explicit": explicit.measure,
+    "psf": psf.measure,
+    "pairs": pairs.measure,
 }
 
 

@@ -1,0 +1,66 @@
+"""Settings in YAML: read a file, lay the options of the command line over it, check the whole, write it back.
+
+Invariant: no YAML tag can make an object (safe loader), numbers mean what they look like (no base 60), and whatever is
+wrong is one InputError that names the file and the option.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mrbcr_cli.errors import InputError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML 1.1 without its base-60 numbers, which would read the planes 4:20 as 260, and with 1e3 as a number."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, dashes in its keys as underscores. Raises InputError."""
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the configuration ({error})") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise InputError(f"{path}: the configuration must be a mapping of option names to values")
+    return {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
+
+
+def load_configuration(kind: type[Settings], path: Path | None, overrides: dict[str, Any], command: str) -> Settings:
+    """Read a YAML file (if any), lay `overrides` over it and check the whole; `command` is named in messages.
+
+    Raises InputError in one line: what is wrong and with which option.
+    """
+    values = {} if path is None else read_yaml(path)
+    try:
+        return kind(**{**values, **overrides})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"{path}: " if path is not None and first["loc"] and first["loc"][0] in values else ""
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}unknown option {option!r}; see {command} --help") from error
+        raise InputError(f"{where}{'--' + option + ': ' if option else ''}{message}") from error
+
+
+def dump_yaml(settings: BaseModel) -> str:
+    """The settings as YAML, in the order of their fields, without those left at None."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""`mrbcr simulate`: PSFs, stacks and training pairs, from the numbers of a microscope to files."""

@@ -1,0 +1,269 @@
+"""`mrbcr simulate pairs`: from settings to a finished set of training pairs.
+
+Invariant: the same settings and sources give the same bytes, whatever the number of workers and however often the run
+was interrupted; the output appears under its name only when all of it is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrbcr_cli import __version__
+from mrbcr_cli.capacity import cpu_count
+from mrbcr_cli.console import Reporter, clock_text
+from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
+from mrbcr_cli.images.pairs_store import SHARD, create_pairs, finish_pairs, read_info, read_pairs, write_shard
+from mrbcr_cli.images.write_array import check_free, put_in_place
+from mrbcr_cli.simulate.conditions import StoredFocus
+from mrbcr_cli.simulate.pair import PairsJob, StoredPsfPlanes, make_pair
+from mrbcr_cli.simulate.pairs_settings import PairsSettings
+from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
+from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, read_ledger
+from mrbcr_cli.stream.pool import run_blocks
+from mrbcr_cli.stream.signals import stop_on_signal
+
+_SHEET = 16
+
+
+@dataclass(frozen=True)
+class PairsTarget:
+    """Where the pairs go."""
+
+    store: Path
+    npz: Path | None = None
+    figure: Path | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Working folder of an unfinished run."""
+        return self.store.with_name(self.store.name + ".partial")
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    job: PairsJob
+    store: Path
+
+
+def plan_pairs(settings: PairsSettings) -> PairsJob:
+    """Find the sources, read the PSF, share out the splits. Raises InputError for whatever is wrong with them."""
+    from mrbcr_cli.specimens import KINDS
+
+    for kind in settings.specimen:
+        if kind not in KINDS:
+            raise InputError(f"unknown specimen {kind!r}; there are {', '.join(KINDS)}")
+    sources = find_sources(settings.source, settings.patch) if settings.source else ()
+    splits = split_sources([s.name for s in sources], settings.splits, settings.seed) if sources else ()
+    train, validation, test = apportion(settings.count, settings.splits)
+    return PairsJob(settings, sources, splits, (train, validation, test), _stored_psf(settings))
+
+
+def _stored_psf(settings: PairsSettings) -> StoredPsfPlanes | None:
+    if settings.psf is None:
+        return None
+    if settings.microscope not in ("widefield", "confocal", "two-photon", "light-sheet"):
+        raise InputError(f"--psf is an intensity PSF; --microscope {settings.microscope} has none")
+    from mrbcr_cli.optics.measure import psf_fwhm_um
+    from mrbcr_cli.psf_files import load_psf, read_stored_psf
+
+    stored = read_stored_psf(settings.psf)
+    scale = tuple(stored.scale_zyx_um)
+    psf = load_psf(settings.psf, image_scale_zyx_um=scale, is_3d=stored.values.ndim == 3)
+    values = psf.values_zyx
+    voxel = (scale[0] or 0.2, scale[1] or 0.1, scale[2] or scale[1] or 0.1)
+    axial, *lateral = psf_fwhm_um(values, voxel)
+    if None in lateral:
+        raise InputError(f"{settings.psf}: its width cannot be found (it does not fall to half within the file)")
+    focus = StoredFocus(voxel[1], voxel[0], len(values), float(np.mean([w for w in lateral if w])), axial)
+    return StoredPsfPlanes(values, focus, settings.psf.name, psf.fingerprint())
+
+
+def fingerprint(job: PairsJob) -> str:
+    """SHA-256 of all that decides the bytes: settings, sources, PSF, version."""
+    sources = [(s.name, s.shape_yx, [vars(p) for p in s.planes]) for s in job.sources]
+    values = {
+        "settings": job.settings.model_dump(mode="json", exclude={"source", "psf"}),
+        "sources": sources,
+        "psf": None if job.psf is None else job.psf.sha256,
+        "version": __version__,
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def simulate_pairs(
+    settings: PairsSettings,
+    target: PairsTarget,
+    reporter: Reporter,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Make the pairs. Raises InputError before anything is written; later errors leave a run to resume."""
+    workers = cpu_count() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"--workers must be 1 or more, not {workers}")
+    _check_names(target, overwrite=overwrite)
+    job = plan_pairs(settings)
+    mark = fingerprint(job)
+    if target.store.exists() and not overwrite:
+        if read_info(target.store).attributes.get("fingerprint") != mark:
+            raise FingerprintError(f"{target.store}: made otherwise before; use --overwrite or another name")
+        reporter.info(f"{target.store}: already done, nothing to do")
+    elif not dry_run:
+        _carry_out(job, target, reporter, mark, workers)
+    facts = describe(job, target)
+    if dry_run:
+        reporter.event("planned", **facts)
+        reporter.info(f"would write {facts['pairs']} pairs of {settings.patch} px, about {facts['bytes'] / 1e6:.0f} MB")
+        return
+    extras = _extras(target, reporter)
+    reporter.event("done", **facts, **extras)
+    reporter.data(str(target.store))
+
+
+def _check_names(target: PairsTarget, *, overwrite: bool) -> None:
+    check_free(target.store, overwrite=True, suffixes=(".zarr",))
+    if target.store.exists() and not overwrite:
+        read_info(target.store)  # of ours, or an error that says it is not
+    if target.figure is not None:
+        check_free(target.figure, overwrite=True, suffixes=(".png",))
+    if target.npz is not None and target.npz.exists() and not target.npz.is_dir():
+        raise InputError(f"{target.npz}: is a file; --npz names a folder")
+    if target.partial.exists() and not target.partial.is_dir():
+        raise InputError(f"{target.partial}: is a file where the working folder must go; move it away")
+
+
+def describe(job: PairsJob, target: PairsTarget) -> dict[str, Any]:
+    """JSON-able facts of a job."""
+    settings = job.settings
+    per_pair = settings.patch**2 * (4 + np.dtype(np.uint8 if settings.bit_depth <= 8 else np.uint16).itemsize)
+    return {
+        "output": str(target.store),
+        "pairs": settings.count,
+        "splits": split_bounds(job),
+        "sources": {s.name: split for s, split in zip(job.sources, job.source_splits, strict=True)},
+        "bytes": settings.count * per_pair,
+    }
+
+
+def split_bounds(job: PairsJob) -> dict[str, tuple[int, int]]:
+    """First pair and the one after the last, for every split."""
+    stops = [int(v) for v in np.cumsum(job.counts)]
+    return {name: (stop - count, stop) for name, stop, count in zip(SPLITS, stops, job.counts, strict=True)}
+
+
+def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str, workers: int) -> None:
+    started = time.monotonic()
+    store, path = target.partial / "pairs.zarr", target.partial / "ledger.jsonl"
+    settings = job.settings
+    camera_dtype = np.dtype(np.uint8 if settings.bit_depth <= 8 else np.uint16)
+    shards = -(-settings.count // SHARD)
+    try:
+        before = read_ledger(path)
+        if before is None or before.header.get("fingerprint") != mark or not store.is_dir():
+            if target.partial.exists():
+                shutil.rmtree(target.partial)
+            target.partial.mkdir(parents=True)
+            create_pairs(store, settings.count, settings.patch, camera_dtype)
+        with Ledger(path, {"fingerprint": mark, "version": __version__}) as ledger:
+            if ledger.records:
+                reporter.info(f"resuming {target.store.name}: {len(ledger.records)} of {shards} shards are done")
+            _run(_ShardTask(job, store), ledger, shards, target, reporter, workers)
+            finish_pairs(store, split_bounds(job), _provenance(job, mark))
+            put_in_place(store, target.store)
+        shutil.rmtree(target.partial)
+    except LockedError as error:
+        raise IncompleteError(f"{target.partial}: another run is writing there; wait for it") from error
+    except OSError as error:
+        raise IncompleteError(
+            f"{target.store}: cannot be written ({error.strerror or error}); run the same command to resume"
+        ) from error
+    seconds = time.monotonic() - started
+    reporter.info(f"{target.store}: {settings.count} pairs of {settings.patch} px in {clock_text(seconds)}")
+
+
+def _run(task: _ShardTask, ledger: Ledger, shards: int, target: PairsTarget, reporter: Reporter, workers: int) -> None:
+    count = task.job.settings.count
+    remaining = [k for k in range(shards) if k not in ledger.records]
+    done = min(count, (shards - len(remaining)) * SHARD)
+    with (
+        stop_on_signal(reporter.info) as stop,
+        reporter.progress(target.store.name, count, unit="pairs", done=done) as progress,
+    ):
+
+        def on_done(shard: int, checksum: str) -> None:
+            ledger.append(BlockRecord(shard, checksum))
+            progress.advance(steps=min(SHARD, count - shard * SHARD))
+
+        complete = run_blocks(
+            _make_shard, task, remaining, workers=min(workers, len(remaining) or 1), on_done=on_done, stop=stop
+        )
+    if not complete:
+        raise InterruptedRunError(f"{target.store}: interrupted; run the same command to resume")
+
+
+def _make_shard(task: _ShardTask, shard: int) -> str:
+    """Make and write the pairs of one shard; return the BLAKE2b of their pixels."""
+    first = shard * SHARD
+    pairs = [make_pair(task.job, index) for index in range(first, min(first + SHARD, task.job.settings.count))]
+    blurred, sharp = np.stack([p.blurred for p in pairs]), np.stack([p.sharp for p in pairs])
+    write_shard(task.store, first, blurred, sharp, [p.record for p in pairs])
+    digest = hashlib.blake2b(blurred.tobytes(), digest_size=16)
+    digest.update(sharp.tobytes())
+    return digest.hexdigest()
+
+
+def _provenance(job: PairsJob, mark: str) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        # Not the command as typed: with the name of the output in it no two outputs would be the same bytes.
+        "command": "mrbcr simulate pairs -c SETTINGS.yaml",
+        "fingerprint": mark,
+        "settings": job.settings.model_dump(mode="json"),
+        "sources": [{"name": s.name, "split": split} for s, split in zip(job.sources, job.source_splits, strict=True)],
+        "psf": None if job.psf is None else {"name": job.psf.name, "sha256": job.psf.sha256},
+        "units": "camera counts, in blurred and in sharp",
+    }
+
+
+def _extras(target: PairsTarget, reporter: Reporter) -> dict[str, Any]:
+    """The NPZ files and the contact sheet, from the finished store."""
+    made: dict[str, Any] = {}
+    info = read_info(target.store)
+    if target.npz is not None:
+        from mrbcr_cli.simulate.npz import write_npz
+
+        try:
+            made["npz"] = [str(p) for p in write_npz(target.store, info, target.npz)]
+        except OSError as error:
+            raise IncompleteError(f"{target.npz}: cannot be written ({error.strerror or error})") from error
+        for path in made["npz"]:
+            reporter.data(path)
+    if target.figure is not None:
+        from mrbcr_cli.figures import pairs_figure
+
+        numbers = np.unique(np.linspace(0, info.count - 1, min(_SHEET, info.count)).round().astype(int))
+        parts = [read_pairs(target.store, int(k), int(k) + 1) for k in numbers]
+        blurred, sharp = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        pairs_figure(target.figure, blurred, sharp, [caption(part[2][0]) for part in parts])
+        made["figure"] = str(target.figure)
+    return made
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What a pair is, in two short lines."""
+    conditions, origin = record["conditions"], record["origin"]
+    what = origin["specimen"]["kind"] if "specimen" in origin else str(origin["pieces"][0]["source"])[:18]
+    return (
+        f"{record['index']} {what}\n{conditions['photons']:.0f} photons, FWHM {conditions['fwhm_px']:.1f} px, "
+        f"haze {100 * record['haze_share']:.0f} %"
+    )

@@ -1,0 +1,183 @@
+"""What a user may set of `mrbcr simulate pairs`, checked before anything is opened.
+
+Invariant: a settings object that exists is valid by itself and, with the source images, decides every byte of the
+output. Numbers that vary are a pair [LOW, HIGH]; one is fixed. Lengths are in um, wavelengths in nm, light in photons.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from mrbcr_cli.simulate.optics_settings import LARGEST_PIXEL_UM
+
+Range = tuple[float, float]
+
+
+def _as_range(value: Any) -> Any:
+    if isinstance(value, str):
+        parts = value.split(":")
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 2):
+            raise ValueError(f"must be a number, or LOW:HIGH, not {value!r}")
+        return (numbers[0], numbers[-1])
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, or two [low, high], not {value!r}")
+    if isinstance(value, int | float):
+        return (value, value)
+    return value
+
+
+def _ordered(value: Range) -> Range:
+    if not all(map(math.isfinite, value)) or value[0] > value[1]:
+        raise ValueError(f"needs finite low <= high, not {value[0]:g} {value[1]:g}")
+    return value
+
+
+Span = Annotated[Range, BeforeValidator(_as_range)]
+
+
+class PairsSettings(BaseModel):
+    """All options of `mrbcr simulate pairs` except the output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: Annotated[int, Field(ge=1, le=10_000_000)] = 2000
+    patch: Annotated[int, Field(ge=16, le=2048)] = 128
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    source: tuple[str, ...] = ()
+    specimen: tuple[str, ...] = ()
+    """Procedural kinds; all kinds where there is no source either."""
+    procedural: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of pairs from procedural specimens. None: 1 without sources, 0.5 with both, 0 with sources alone."""
+    scale: Span = (1.0, 2.5)
+    """How many times a source is shrunk."""
+    rotate: bool = True
+    flip: bool = True
+    gamma: Span = (0.8, 1.6)
+    """Exponent on a source's intensities."""
+
+    microscope: Literal["widefield", "confocal", "two-photon", "light-sheet", "brightfield"] = "widefield"
+    model: Literal["vectorial", "scalar"] = "scalar"
+    psf: Path | None = None
+    """A PSF file instead of the ranges below, on the pixel grid of the pairs."""
+    na: Span = (0.5, 1.4)
+    ni: Span | None = None
+    """None: air below NA 0.95, water below 1.2, else oil."""
+    ns: Span | None = None
+    """None: as the immersion."""
+    wavelength: Span = (450.0, 680.0)
+    wavelength_ex: Span | None = None
+    """None: 0.92 of the emission (two-photon: twice it)."""
+    pixel: Span | None = None
+    fwhm: Span = (2.0, 6.0)
+    """In-focus FWHM in pixels; decides the pixel where `pixel` is None."""
+    depth: Span = (0.0, 0.0)
+    defocus: Span = (0.0, 0.0)
+    aberration: Span = (0.0, 0.0)
+    """RMS waves over random Zernike terms 3, 5 to 12 (not defocus)."""
+    zernike: dict[int, Span] = Field(default_factory=dict)
+    """Ranges of single OSA/ANSI terms, RMS waves."""
+    pinhole_au: Span = (1.0, 1.0)
+    na_illumination: Span | None = None
+
+    planes: Annotated[int, Field(ge=1, le=65)] = 13
+    thickness: Span = (1.0, 10.0)
+    haze: Span | None = (0.0, 0.6)
+    """Share of the recorded light from outside the depth of focus; None: as the specimen gives. Widefield only."""
+    absorption: Span = (0.05, 0.4)
+    phase: Span = (0.0, 0.4)
+
+    photons: Span = (20.0, 5000.0)
+    background: Span = (0.0, 0.5)
+    """Of the peak photons."""
+    qe: Span = (0.8, 0.8)
+    gain: Span = (1.0, 4.0)
+    offset: Span = (100.0, 100.0)
+    read_noise: Span = (0.0, 4.0)
+    dark: Span = (0.0, 0.0)
+    bit_depth: Annotated[int, Field(ge=1, le=16)] = 16
+    scmos: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of pairs with per-pixel maps of offset, gain and read noise."""
+
+    target_resolution: Span = (0.5, 0.5)
+    """Target FWHM over the in-focus FWHM of the PSF, laterally and axially."""
+    target_least: Annotated[float, Field(gt=0, le=20)] = 1.6
+    """Finest target FWHM, px."""
+
+    @field_validator("source", "specimen", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("*")
+    @classmethod
+    def _check_spans(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, float) for v in value):
+            return _ordered(value)
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> PairsSettings:
+        if min(self.splits) < 0 or sum(self.splits) <= 0:
+            raise ValueError("splits must be three shares of at least 0, not all 0")
+        positive = (
+            "scale",
+            "gamma",
+            "na",
+            "fwhm",
+            "thickness",
+            "photons",
+            "qe",
+            "gain",
+            "target_resolution",
+            "pinhole_au",
+        )
+        for name in positive:
+            if getattr(self, name)[0] <= 0:
+                raise ValueError(f"{name.replace('_', '-')} must be positive, not {getattr(self, name)[0]:g}")
+        for name in ("depth", "background", "offset", "read_noise", "dark", "absorption", "aberration"):
+            if getattr(self, name)[0] < 0:
+                raise ValueError(f"{name.replace('_', '-')} must be zero or positive, not {getattr(self, name)[0]:g}")
+        if self.ni is not None and self.na[1] >= self.ni[0]:
+            raise ValueError(f"na up to {self.na[1]:g} is not below the immersion index {self.ni[0]:g} (ni)")
+        self._units()
+        if self.haze is not None and not 0 <= self.haze[0] <= self.haze[1] < 1:
+            raise ValueError(f"haze is a share of the light, 0 to below 1, not {self.haze[0]:g} {self.haze[1]:g}")
+        if self.target_resolution[1] > 1:
+            raise ValueError("target-resolution must be at most 1: a target is no coarser than the PSF")
+        if self.planes % 2 == 0:
+            raise ValueError(f"planes must be odd, so that one is in focus, not {self.planes}")
+        for j in self.zernike:
+            if j < 0:
+                raise ValueError(f"Zernike index {j} is negative; OSA/ANSI indices count from 0 (4 is defocus)")
+        if self.procedural not in (None, 1.0) and not self.source:
+            raise ValueError("procedural below 1 needs sharp images: give --source")
+        return self
+
+    def _units(self) -> None:
+        """A nm in the place of a um, or the reverse."""
+        low, high = self.wavelength
+        spans = {"wavelength": (low, high)} | ({"wavelength-ex": self.wavelength_ex} if self.wavelength_ex else {})
+        for name, span in spans.items():
+            if span[0] < 250 or span[1] > 1400:
+                raise ValueError(f"{name} must lie between 250 and 1400 nm, not {span[0]:g} {span[1]:g}; in um?")
+        if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1] <= LARGEST_PIXEL_UM:
+            raise ValueError(f"pixel must be positive, up to {LARGEST_PIXEL_UM:g} um, not {self.pixel[1]:g}; in nm?")
+
+    @property
+    def procedural_share(self) -> float:
+        """Share of pairs from procedural specimens."""
+        if self.procedural is not None:
+            return self.procedural
+        if not self.source:
+            return 1.0
+        return 0.5 if self.specimen else 0.0
