@@ -14,6 +14,8 @@ from mrbcr_cli import cli_options as o
 from mrbcr_cli.cli_options import given
 from mrbcr_cli.cli_simulate_pairs import EPILOG as PAIRS_EPILOG
 from mrbcr_cli.cli_simulate_pairs import pairs
+from mrbcr_cli.cli_simulate_stack import EPILOG as STACK_EPILOG
+from mrbcr_cli.cli_simulate_stack import stack
 from mrbcr_cli.console import Reporter, command_line
 
 simulate_app = typer.Typer(
@@ -21,6 +23,7 @@ simulate_app = typer.Typer(
     no_args_is_help=True,
 )
 simulate_app.command("pairs", epilog=PAIRS_EPILOG)(pairs)
+simulate_app.command("stack", epilog=STACK_EPILOG)(stack)
 
 
 @simulate_app.command(

@@ -89,13 +89,15 @@ def pairs(
     wavelength_ex: Annotated[
         Span, _range(o.LIGHT, "Excitation, nm. Default: 0.92 of the emission (two-photon: twice it).")
     ] = None,
-    photons: Annotated[Span, _range(o.LIGHT, "Photons at the peak (drawn by factors). Default: 20:5000.")] = None,
+    photons: Annotated[
+        Span, _range(o.LIGHT, "Photons at the peak, drawn by factors. Default: 20:5000; brightfield 1000:30000.")
+    ] = None,
     background: Annotated[Span, _range(o.LIGHT, "Background over the peak. Default: 0:0.5.")] = None,
     haze: Annotated[Span, _range(o.LIGHT, "Share of light from out of focus (widefield). Default: 0:0.6.")] = None,
     absorption: Annotated[
-        Span, _range(o.LIGHT, "Brightfield: absorption of bright structures. Default: 0.05:0.4.")
+        Span, _range(o.LIGHT, "Brightfield: amplitude absorption of the densest path. Default: 0.05:0.3.")
     ] = None,
-    phase: Annotated[Span, _range(o.LIGHT, "Brightfield: phase of bright structures, rad. Default: 0:0.4.")] = None,
+    phase: Annotated[Span, _range(o.LIGHT, "Brightfield: phase of the densest path, rad. Default: 0:0.3.")] = None,
     fwhm: Annotated[Span, _range(o.SAMPLING, "In-focus FWHM, px; decides the pixel. Default: 2:6.")] = None,
     pixel: Annotated[Span, _range(o.SAMPLING, "Pixel, um, instead of --fwhm.")] = None,
     qe: Annotated[Span, _range(o.CAMERA, "Quantum efficiency, electrons per photon. Default: 0.8.")] = None,

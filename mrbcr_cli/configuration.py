@@ -61,6 +61,11 @@ def load_configuration(kind: type[Settings], path: Path | None, overrides: dict[
 
 
 def dump_yaml(settings: BaseModel) -> str:
-    """The settings as YAML, in the order of their fields, without those left at None."""
-    values = settings.model_dump(mode="json", exclude_none=True)
+    """The settings as YAML, in the order of their fields, without those that are None by default."""
+    fields = type(settings).model_fields
+    values = {
+        name: value
+        for name, value in settings.model_dump(mode="json").items()
+        if value is not None or fields[name].default is not None
+    }
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)

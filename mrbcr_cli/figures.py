@@ -5,7 +5,7 @@ Invariant: drawn off screen, with perceptually uniform colour maps and physical 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,75 @@ Array = NDArray[Any]
 
 
 def psf_figure(
-    path: Path, psf_zyx: Array, voxel_zyx_um: tuple[float, float, float], title: str, lines: Sequence[str] = ()
+    path: Path,
+    responses: Mapping[str, Array],
+    voxel_zyx_um: tuple[float, float, float],
+    title: str,
+    lines: Sequence[str] = (),
 ) -> None:
-    """Write the three sections through the brightest voxel and the three profiles as a PNG of exactly this path."""
-    figure, axes = _subplots(2, 3, (11, 7.6))
-    peak = np.unravel_index(int(np.abs(psf_zyx).argmax()), psf_zyx.shape)
-    top = float(np.abs(psf_zyx).max()) or 1.0
-    signed = float(psf_zyx.min()) < -1e-3 * top
-    shown = psf_zyx / top if signed else np.clip(psf_zyx / top, 0, None) ** 0.5
+    """Write three sections of each PSF (z, y, x) and their three profiles as a PNG of exactly this path.
+
+    `responses` are PSFs of one shape by name: one, or absorption and phase. Sections go through the brightest voxel of
+    the first and show what rises above 0.5 % of its maximum.
+    """
+    figure, axes = _subplots(len(responses) + 1, 3, (11, 3.8 * (len(responses) + 1)))
+    first = next(iter(responses.values()))
+    peak = tuple(int(i) for i in np.unravel_index(int(np.abs(first).argmax()), first.shape))
+    top = float(np.abs(first).max()) or 1.0
+    signed = any(float(psf.min()) < -1e-3 * top for psf in responses.values())
+    box = _support(np.max([np.abs(psf) for psf in responses.values()], axis=0) > 5e-3 * top)
+    positions = [
+        (np.arange(n) - p)[part] * v for n, p, v, part in zip(first.shape, peak, voxel_zyx_um, box, strict=True)
+    ]
     style = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if signed else {"cmap": "magma", "vmin": 0, "vmax": 1}
-    extent = [(np.arange(n) - int(p)) * v for n, p, v in zip(psf_zyx.shape, peak, voxel_zyx_um, strict=True)]
-    sections = (("XY", "x", "y", 0, 2, 1), ("XZ", "x", "z", 1, 2, 0), ("YZ", "y", "z", 2, 1, 0))
-    for axis, (name, across, down, cut, a, d) in zip(axes[0], sections, strict=True):
-        plane = np.take(shown, int(peak[cut]), axis=cut)
-        box = (*_ends(extent[a], voxel_zyx_um[a]), *_ends(extent[d], voxel_zyx_um[d])[::-1])
+    for row, (name, psf) in zip(axes, responses.items(), strict=False):
+        shown = psf[box] / top if signed else np.clip(psf[box] / top, 0, None) ** 0.5
+        image = _sections(
+            row, shown, [p - b.start for p, b in zip(peak, box, strict=True)], positions, voxel_zyx_um, style
+        )
+        row[0].set_title(f"{name}, {'response' if signed else 'square root of intensity'}", fontsize=9)
+        figure.colorbar(image, ax=row.tolist(), shrink=0.8)
+    for axis, letter, k in zip(axes[-1], "xyz", (2, 1, 0), strict=True):
+        for name, psf in responses.items():
+            line = psf[tuple(box[i] if i == k else p for i, p in enumerate(peak))] / top
+            axis.plot(positions[k], line, ".-", markersize=3, linewidth=1, label=name)
+        if not signed:
+            axis.axhline(0.5, color="0.7", linewidth=0.8)
+        axis.set_xlabel(f"{letter} (um)")
+        axis.set_title(f"profile along {letter}, maximum 1", fontsize=9)
+    if len(responses) > 1:
+        axes[-1][0].legend(fontsize=8)
+    figure.suptitle("\n".join([title, *lines]), fontsize=10)
+    _save(figure, path)
+
+
+def _sections(
+    row: Any,
+    shown: Array,
+    peak: Sequence[int],
+    positions: Sequence[Array],
+    voxel: Sequence[float],
+    style: dict[str, Any],
+) -> Any:
+    """Draw XY, XZ and YZ through `peak` on three axes of equal scale; return the last image."""
+    for axis, (across, down, cut, a, d) in zip(
+        row, (("x", "y", 0, 2, 1), ("x", "z", 1, 2, 0), ("y", "z", 2, 1, 0)), strict=True
+    ):
+        plane = np.take(shown, peak[cut], axis=cut)
+        box = (*_ends(positions[a], voxel[a]), *_ends(positions[d], voxel[d])[::-1])
         image = axis.imshow(plane, extent=box, interpolation="nearest", aspect="equal", **style)
         axis.set_xlabel(f"{across} (um)")
         axis.set_ylabel(f"{down} (um)")
-        axis.set_title(f"{name}, {'response' if signed else 'square root of intensity'}", fontsize=9)
-    figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8)
-    for axis, name, k in zip(axes[1], "xyz", (2, 1, 0), strict=True):
-        line = psf_zyx[tuple(slice(None) if i == k else int(p) for i, p in enumerate(peak))] / top
-        axis.plot(extent[k], line, ".-", markersize=3, linewidth=1)
-        axis.axhline(0.5, color="0.7", linewidth=0.8)
-        axis.set_xlabel(f"{name} (um)")
-        axis.set_title(f"profile along {name}, maximum 1", fontsize=9)
-    figure.suptitle(title if not lines else title + "\n" + "\n".join(lines), fontsize=10)
-    _save(figure, path)
+    return image
+
+
+def _support(above: Array) -> tuple[slice, ...]:
+    """The smallest box that holds everything true, with two voxels around it."""
+    parts = []
+    for axis in range(above.ndim):
+        found = np.flatnonzero(above.any(axis=tuple(a for a in range(above.ndim) if a != axis)))
+        parts.append(slice(max(0, int(found[0]) - 2), min(above.shape[axis], int(found[-1]) + 3)))
+    return tuple(parts)
 
 
 def pairs_figure(path: Path, blurred: Array, sharp: Array, captions: Sequence[str]) -> None:

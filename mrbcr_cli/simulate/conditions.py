@@ -66,6 +66,31 @@ def log_uniform(rng: np.random.Generator, span: Range) -> float:
     return math.exp(uniform(rng, (math.log(span[0]), math.log(span[1]))))
 
 
+def check_extremes(settings: PairsSettings) -> None:
+    """Make the objectives and cameras at the ends of all ranges. Raises InputError for what none can be."""
+    for end in (0, 1):
+        na = settings.na[end]
+        Objective(
+            na=na,
+            n_immersion=settings.ni[end] if settings.ni is not None else usual_immersion(na),
+            n_sample=None if settings.ns is None else settings.ns[end],
+            depth_um=settings.depth[end],
+        )
+        Camera(
+            settings.qe[end],
+            settings.gain[end],
+            settings.offset[end],
+            settings.read_noise[end],
+            settings.dark[end],
+            settings.bit_depth,
+        )
+
+
+def usual_immersion(na: float) -> float:
+    """Index of the immersion that objectives of this NA are made for: air, water or oil."""
+    return _AIR if na < _DRY_BELOW_NA else _WATER if na < _WATER_BELOW_NA else _OIL
+
+
 def draw_conditions(
     rng: np.random.Generator, settings: PairsSettings, stored_psf: StoredFocus | None = None
 ) -> Conditions:
@@ -97,7 +122,7 @@ def draw_conditions(
     fwhm_px = lateral_um / pixel_um
     finer = uniform(rng, settings.target_resolution)
     haze = None if settings.haze is None or settings.microscope != "widefield" else uniform(rng, settings.haze)
-    photons = log_uniform(rng, settings.photons)
+    photons = log_uniform(rng, settings.photon_span)
     return Conditions(
         optics=optics,
         pixel_um=pixel_um,
@@ -130,10 +155,7 @@ class StoredFocus:
 
 def _draw_microscope(rng: np.random.Generator, settings: PairsSettings) -> Microscope:
     na = uniform(rng, settings.na)
-    if settings.ni is not None:
-        index = uniform(rng, settings.ni)
-    else:
-        index = _AIR if na < _DRY_BELOW_NA else _WATER if na < _WATER_BELOW_NA else _OIL
+    index = usual_immersion(na) if settings.ni is None else uniform(rng, settings.ni)
     emission = uniform(rng, settings.wavelength) / 1e3
     kind = settings.microscope
     excitation = None

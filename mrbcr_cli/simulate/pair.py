@@ -211,14 +211,18 @@ def _gaussian_otf(size_px: int, sigma_px: float) -> Image:
 
 
 def _transmitted(scene: Volume, conditions: Conditions, optics: Transmission) -> tuple[Image, Image, float]:
-    """Photons of a weak absorbing and refracting specimen in transmitted light, and its sharp transmission."""
+    """Photons of a weak absorbing and refracting specimen in transmitted light, and its sharp transmission.
+
+    Absorption and phase are those of a light path through all planes where the specimen is densest.
+    """
     field_px = scene.shape[-1]
     absorbed, shifted = transfer_functions_2d(
         optics, conditions.stage_um, (field_px, field_px), conditions.pixel_um, oblique=True
     )
-    spectra = fft.rfft2(scene)
+    column = np.percentile(scene.sum(0), 99.9)
+    spectra = fft.rfft2(scene / np.float32(column) if column > 0 else scene)
     half = field_px // 2 + 1
-    transfer = conditions.absorption * absorbed.numpy()[..., :half] + conditions.phase_rad * shifted.numpy()[..., :half]
+    transfer = conditions.phase_rad * shifted.numpy()[..., :half] - conditions.absorption * absorbed.numpy()[..., :half]
     contrast = fft.irfft2((spectra * transfer.astype(np.complex64)).sum(0), s=scene.shape[1:])
     z = np.asarray(conditions.z_um)
     axial = np.exp(-4 * math.log(2) * (z / conditions.target_fwhm_z_um) ** 2).astype(np.float32)

@@ -22,7 +22,7 @@ from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
 from mrbcr_cli.images.pairs_store import SHARD, create_pairs, finish_pairs, read_info, read_pairs, write_shard
 from mrbcr_cli.images.write_array import check_free, put_in_place
-from mrbcr_cli.simulate.conditions import StoredFocus
+from mrbcr_cli.simulate.conditions import StoredFocus, check_extremes
 from mrbcr_cli.simulate.pair import PairsJob, StoredPsfPlanes, make_pair
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
@@ -60,6 +60,7 @@ def plan_pairs(settings: PairsSettings) -> PairsJob:
     for kind in settings.specimen:
         if kind not in KINDS:
             raise InputError(f"unknown specimen {kind!r}; there are {', '.join(KINDS)}")
+    check_extremes(settings)
     sources = find_sources(settings.source, settings.patch) if settings.source else ()
     splits = split_sources([s.name for s in sources], settings.splits, settings.seed) if sources else ()
     train, validation, test = apportion(settings.count, settings.splits)

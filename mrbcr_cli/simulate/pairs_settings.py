@@ -93,10 +93,13 @@ class PairsSettings(BaseModel):
     thickness: Span = (1.0, 10.0)
     haze: Span | None = (0.0, 0.6)
     """Share of the recorded light from outside the depth of focus; None: as the specimen gives. Widefield only."""
-    absorption: Span = (0.05, 0.4)
-    phase: Span = (0.0, 0.4)
+    absorption: Span = (0.05, 0.3)
+    """Brightfield: amplitude absorption of a path through the densest part (intensity falls by twice that)."""
+    phase: Span = (0.0, 0.3)
+    """Brightfield: phase of that path, rad."""
 
-    photons: Span = (20.0, 5000.0)
+    photons: Span | None = None
+    """At the peak; of the bright field in brightfield. None: 20 to 5,000; brightfield 1,000 to 30,000."""
     background: Span = (0.0, 0.5)
     """Of the peak photons."""
     qe: Span = (0.8, 0.8)
@@ -135,13 +138,12 @@ class PairsSettings(BaseModel):
             "na",
             "fwhm",
             "thickness",
-            "photons",
             "qe",
             "gain",
             "target_resolution",
             "pinhole_au",
         )
-        for name in positive:
+        for name in (*positive, *(["photons"] if self.photons is not None else [])):
             if getattr(self, name)[0] <= 0:
                 raise ValueError(f"{name.replace('_', '-')} must be positive, not {getattr(self, name)[0]:g}")
         for name in ("depth", "background", "offset", "read_noise", "dark", "absorption", "aberration"):
@@ -172,6 +174,13 @@ class PairsSettings(BaseModel):
                 raise ValueError(f"{name} must lie between 250 and 1400 nm, not {span[0]:g} {span[1]:g}; in um?")
         if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1] <= LARGEST_PIXEL_UM:
             raise ValueError(f"pixel must be positive, up to {LARGEST_PIXEL_UM:g} um, not {self.pixel[1]:g}; in nm?")
+
+    @property
+    def photon_span(self) -> Range:
+        """Photons at the peak, or of the bright field."""
+        if self.photons is not None:
+            return self.photons
+        return (1000.0, 30000.0) if self.microscope == "brightfield" else (20.0, 5000.0)
 
     @property
     def procedural_share(self) -> float:

@@ -5,7 +5,7 @@ Invariant: names and options are checked before anything is computed, and nothin
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mrbcr_cli.simulate.psf_file import MadePsf, PsfSettings, make_psf, output_s
 COMMAND = "mrbcr simulate psf"
 _BEADS_ONLY = ("bead_diameter", "min_snr", "saturation", "voxel")
 _BOTH = ("shape", "normalize")
+_APART = ("values_zyx", "notes", "voxel_zyx_um", "fwhm_zyx_um")
 
 
 def write_psf(
@@ -87,7 +88,7 @@ def _measure(path: Path, options: dict[str, Any]) -> MadePsf:
         "fwhm_zyx_um": tuple(found.fwhm_zyx_um),
         "fwhm_from": "beads",
         "normalize": normalize,
-        **{k: v for k, v in asdict(found).items() if k not in ("values_zyx", "notes", "voxel_zyx_um", "fwhm_zyx_um")},
+        **{f.name: getattr(found, f.name) for f in fields(found) if f.name not in _APART},
     }
     return MadePsf(values.astype(np.float32), "ZYX", voxel, _plain(facts), (*notes, *found.notes), ())
 
@@ -156,7 +157,7 @@ def _deliver(made: MadePsf, output: Path, figure: Path | None, reporter: Reporte
     if figure is not None:
         from mrbcr_cli.figures import psf_figure
 
-        psf_figure(figure, made.psf_zyx, made.voxel_zyx_um, name, lines)
+        psf_figure(figure, made.responses, made.voxel_zyx_um, name, lines)
     reporter.event("psf", output=str(output), notes=[*made.notes], warnings=[*made.warnings], **made.facts)
     reporter.data(str(output))
 

@@ -60,6 +60,13 @@ class MadePsf:
     warnings: tuple[str, ...]
 
     @property
+    def responses(self) -> dict[str, NDArray[np.float32]]:
+        """What there is to draw, by name, each ZYX."""
+        if self.axes == "ZYX":
+            return {"PSF": self.array}
+        return {"absorption": self.array[0], "phase": self.array[1]}
+
+    @property
     def psf_zyx(self) -> NDArray[np.float32]:
         """The PSF to look at: of brightfield the absorption."""
         return self.array if self.axes == "ZYX" else self.array[0]

@@ -303,7 +303,7 @@ def test_borders_are_mirrors(size: int) -> None:
         for part in ((whole, 0 * whole), (0 * whole, whole)):
             full = image_planes(*part, DRY, (1.0, 0.15, 0.15), focus_um=z)[:, :, middle:]
             half = image_planes(part[0][..., middle:], part[1][..., middle:], DRY, (1.0, 0.15, 0.15), focus_um=z)
-            assert (full - half).abs().max() < 5e-5 * 0.02
+            assert (full - half).abs().max() < 4e-4 * 0.02
 
 
 def test_planes_at_slices_are_planes_at_their_depths() -> None:
