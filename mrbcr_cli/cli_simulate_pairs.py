@@ -73,7 +73,7 @@ def pairs(
         str | None,
         _text(o.OPTICS, "widefield, confocal, two-photon, light-sheet or brightfield. Default: widefield."),
     ] = None,
-    model: Annotated[str | None, _text(o.OPTICS, "scalar (fast) or vectorial. Default: scalar.")] = None,
+    model: Annotated[str | None, _text(o.OPTICS, "vectorial or scalar. Default: vectorial.")] = None,
     psf: Annotated[Path | None, _text(o.OPTICS, "A PSF file instead of drawn optics (TIFF, npy, npz).")] = None,
     na: Annotated[Span, _range(o.OPTICS, "Numerical aperture. Default: 0.5:1.4.")] = None,
     pinhole_au: Annotated[Span, _range(o.OPTICS, "Confocal pinhole, Airy units. Default: 1.")] = None,

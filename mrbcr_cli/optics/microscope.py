@@ -22,6 +22,8 @@ Centring = Literal["voxel", "between"]
 WAVELENGTH_RANGE_UM = (0.25, 1.4)
 """What microscopes work with (300 to 1100 nm, and some room); farther off it is a mistake of the unit."""
 LARGEST_PINHOLE_AU = 100.0
+LARGEST_ZERNIKE = 495
+"""Order 30: beyond it the polynomials cancel in float64."""
 AIRY_RADIUS = 0.61
 """First zero of the Airy pattern in lambda / NA: the radius of a pinhole of one Airy unit."""
 LARGEST_VOLUME = 2**33
@@ -140,6 +142,8 @@ class Microscope:
         for j, waves in self.zernike_waves:
             if j < 0:
                 raise InputError(f"Zernike index {j} is negative; OSA/ANSI indices count from 0 (4 is defocus)")
+            if j > LARGEST_ZERNIKE:
+                raise InputError(f"Zernike index {j} is above {LARGEST_ZERNIKE}; is it an OSA/ANSI index?")
             if not math.isfinite(waves):
                 raise InputError(f"Zernike coefficient {j} must be a number of waves, not {waves}")
         if len(set(indices)) != len(indices):

@@ -123,8 +123,8 @@ def set_up(settings: OpticsSettings, recorded: RecordedOptics | None, scale_zyx_
     seen = recorded or RecordedOptics()
     kind = settings.microscope or seen.microscope or "widefield"
     objective = _objective(settings, seen, preset, notes)
-    emission = settings.wavelength or seen.emission_nm
-    excitation = settings.wavelength_ex or seen.excitation_nm
+    emission = settings.wavelength if settings.wavelength is not None else seen.emission_nm
+    excitation = settings.wavelength_ex if settings.wavelength_ex is not None else seen.excitation_nm
     if emission is None:
         emission = _DEFAULT_WAVELENGTH_NM if kind != "two-photon" or excitation is None else excitation / 2
         if kind != "two-photon":

@@ -66,7 +66,7 @@ class PairsSettings(BaseModel):
     """Exponent on a source's intensities."""
 
     microscope: Literal["widefield", "confocal", "two-photon", "light-sheet", "brightfield"] = "widefield"
-    model: Literal["vectorial", "scalar"] = "scalar"
+    model: Literal["vectorial", "scalar"] = "vectorial"
     psf: Path | None = None
     """A PSF file instead of the ranges below, on the pixel grid of the pairs."""
     na: Span = (0.5, 1.4)

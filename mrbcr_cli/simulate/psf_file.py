@@ -102,6 +102,7 @@ def make_psf(settings: PsfSettings) -> MadePsf:
         settings.sampling or ("point" if scanned else "pixel"),
         settings.centring,
     )
+    _refuse_too_large(grid)
     if isinstance(setup.optics, Transmission):
         return _transmission_psf(settings, setup, setup.optics, grid)
     from mrbcr_cli.optics.psf import compute_psf
@@ -114,6 +115,17 @@ def make_psf(settings: PsfSettings) -> MadePsf:
     if captured is not None:
         facts["captured_focus"], facts["captured_outermost"] = captured
     return MadePsf(psf, "ZYX", voxel, facts, setup.notes, _warnings(setup, grid, psf, captured))
+
+
+def _refuse_too_large(grid: Grid) -> None:
+    """A PSF is made in memory: about twelve bytes a voxel."""
+    from mrbcr_cli.capacity import available_memory_bytes
+    from mrbcr_cli.console import bytes_text
+
+    need, free = 12 * math.prod(grid.shape_zyx), available_memory_bytes()
+    if need > free:
+        sizes = " x ".join(map(str, grid.shape_zyx))
+        raise InputError(f"a PSF of {sizes} voxels needs {bytes_text(need)} of memory, {bytes_text(free)} are free")
 
 
 def default_shape(setup: Setup) -> tuple[int, int, int]:

@@ -203,6 +203,9 @@ BAD = [
     (("--na", "1.0", "--depth", "-2"), "depth"),
     (("--na", "1.0", "--bead-diameter", "0.1"), "--from-beads"),
     (("--na", "1.0", "--normalize", "area"), "--normalize"),
+    (("--na", "1.0", "--wavelength", "0"), "between 250 and 1400 nm"),
+    (("--na", "1.0", "--zernike", "100000=0.1"), "is above 495"),
+    (("--na", "1.0", "--shape", "2001", "2001", "2001"), "of memory"),
     (("--na", "1.0", "--like", "nosuch.tif"), "no such file"),
     (("--from-beads", "nosuch.tif"), "no such file"),
 ]
