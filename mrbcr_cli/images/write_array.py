@@ -65,7 +65,11 @@ def _write(partial: Path, name: str, spec: OutputSpec, array: NDArray[Any]) -> N
     if name.endswith(".npz"):
         z, y, x = (spec.scale[spec.axes.index(a)] if a in spec.axes else None for a in "ZYX")
         with partial.open("wb") as file:
-            np.savez_compressed(file, psf=array, scale_zyx_um=np.array([z or y, y, x], np.float64))
+            scale = np.array([z or y, y, x], np.float64)
+            if spec.channel_names:
+                np.savez_compressed(file, psf=array, scale_zyx_um=scale, channels=np.array(spec.channel_names))
+            else:
+                np.savez_compressed(file, psf=array, scale_zyx_um=scale)
     elif name.endswith(".zarr"):
         from mrbcr_cli.images.omezarr_write import create_level0, finish, open_level0, plan_layout
 

@@ -3,7 +3,7 @@
 Invariant: to first order in a weak object exp(-a + i p) the intensity I over its background has the spectrum
 FT(I - 1) = -absorption * FT(a) + phase * FT(p); absorption is even in z and 2 at zero frequency, phase is odd in z, and
 both end at the cut-off. They are averages over the source disc of 2 cos and 2 sin of the defocus phase
-2 pi z (kz(rho + f) - kz(rho)), kz exact, by Gauss quadrature to 1e-5 (NA up to 0.99 n): no grid shows.
+2 pi z (kz(rho + f) - kz(rho)), kz exact, by Gauss quadrature to 1e-5 (NA up to 0.99 n), free of the output grid.
 
 z is focal plane minus object and grows away from the objective, against the light, as for all microscopes here: a phase
 bump (p > 0) is dark at z > 0, bright at z < 0. Scalar waves, no apodisation, one refractive index. Sources: Streibl, J.
@@ -108,7 +108,7 @@ def transfer_functions_2d(
     """Transfer functions of a thin object for each defocus: (absorption, phase), real, (n, Y, X) in FFT order.
 
     For a transmission exp(-a + i p) and the intensity I over its background, to first order in a and p:
-    FFT(I - 1) = -absorption * FFT(a) + phase * FFT(p); at zero frequency absorption is 2, phase 0.
+    FFT(I - 1) = -absorption * FFT(a) + phase * FFT(p); at zero frequency absorption is 2 (oblique: more), phase 0.
     z_um (n,): focal plane minus object, growing away from the objective. pixel_um: one size, or (y, x).
     oblique: divide each scattered wave by the cosine of its angle, as for a slice of a thick object (first Born
     approximation) whose a and p are those at normal incidence; else the object is a mask without thickness.

@@ -17,13 +17,14 @@ from mrbcr_cli import __version__
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.base import OutputSpec
 from mrbcr_cli.images.ome_optics import RecordedOptics, read_optics
-from mrbcr_cli.optics.brightfield import Transmission, point_images
+from mrbcr_cli.optics.brightfield import Transmission, point_images, transfer_functions_2d
 from mrbcr_cli.optics.measure import psf_fwhm_um
 from mrbcr_cli.optics.microscope import Grid, Microscope
 from mrbcr_cli.simulate.optics_settings import OpticsSettings, Setup, set_up
 
 DEFAULT_PLANES = 33
 _LATERAL_RANGE = (65, 401)
+TRANSMISSION_CHANNELS = ("absorption response", "phase response", "absorption transfer", "phase transfer")
 _CUT_SHARE = 0.03
 """Of the light of the outermost plane that a volume may lose unremarked."""
 
@@ -51,7 +52,7 @@ class MadePsf:
     """A PSF ready to be written, with what is said of it."""
 
     array: NDArray[np.float32]
-    """ZYX, or CZYX with channels absorption and phase (brightfield)."""
+    """ZYX, or CZYX with the channels TRANSMISSION_CHANNELS (brightfield)."""
     axes: str
     voxel_zyx_um: tuple[float, float, float]
     facts: dict[str, Any]
@@ -146,8 +147,12 @@ def default_shape(setup: Setup) -> tuple[int, int, int]:
 def _transmission_psf(settings: PsfSettings, setup: Setup, optics: Transmission, grid: Grid) -> MadePsf:
     if any(n % 2 == 0 for n in grid.shape_zyx):
         raise InputError("--microscope brightfield needs odd sizes: give --shape with three odd numbers")
-    responses = point_images(optics, grid.offsets_um(0), grid.shape_zyx[1:], grid.pixel_um, grid.sampling)
-    array = responses.numpy().astype(np.float32)
+    z_um, shape_yx = grid.offsets_um(0), grid.shape_zyx[1:]
+    responses = point_images(optics, z_um, shape_yx, grid.pixel_um, grid.sampling).numpy()
+    transfers = [t.numpy() for t in transfer_functions_2d(optics, z_um, shape_yx, grid.pixel_um)]
+    centred = np.fft.fftshift(np.stack(transfers), axes=(-2, -1))
+    # A response is scaled to show; a transfer function keeps its unit: 2 for an absorber at zero frequency.
+    array = np.concatenate([responses / np.abs(responses[0]).max(), centred]).astype(np.float32)
     voxel = (grid.z_step_um, grid.pixel_um, grid.pixel_um)
     facts = _facts(settings, setup, grid) | {
         "fwhm_zyx_um": psf_fwhm_um(np.abs(array[0]), voxel),
@@ -155,7 +160,8 @@ def _transmission_psf(settings: PsfSettings, setup: Setup, optics: Transmission,
         "normalize": "largest absorption response 1",
     }
     note = (
-        "two channels, absorption and phase: responses with sign, not an intensity PSF; deconvolution does not take it"
+        "four channels: responses to a point absorber and to a point phase object (with sign), both transfer functions "
+        "(zero frequency in the middle, 1 / (N * pixel) a step); not an intensity PSF, deconvolution does not take it"
     )
     return MadePsf(array, "CZYX", voxel, facts, (*setup.notes, note), _warnings(setup, grid, array[0], None))
 
@@ -228,7 +234,7 @@ def _warnings(
 
 def output_spec(made: MadePsf, name: str, command: str) -> OutputSpec:
     """How the PSF is written: float32, micrometres, every number that made it."""
-    channels = ("absorption", "phase") if made.axes == "CZYX" else ()
+    channels = TRANSMISSION_CHANNELS if made.axes == "CZYX" else ()
     lead: tuple[float | None, ...] = (None,) if channels else ()
     return OutputSpec(
         axes=made.axes,

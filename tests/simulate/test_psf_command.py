@@ -149,7 +149,11 @@ def test_brightfield_has_two_signed_channels(tmp_path: Path, capsys: pytest.Capt
     assert psf("-o", tmp_path / "b.ome.tif", *arguments, "--figure", tmp_path / "b.png") == 0
     with tifffile.TiffFile(tmp_path / "b.ome.tif") as tif:
         assert tif.series[0].axes == "CZYX"
-        absorption, phase = tif.asarray()
+        absorption, phase, absorption_tf, phase_tf = tif.asarray()
+    assert absorption_tf[3, 10, 10] == pytest.approx(2.0, abs=1e-5) and np.abs(phase_tf[3]).max() < 1e-6
+    assert np.allclose(absorption_tf, absorption_tf[::-1], atol=1e-5) and np.allclose(
+        phase_tf, -phase_tf[::-1], atol=1e-5
+    )
     assert absorption[3, 10, 10] == np.abs(absorption).max() * np.sign(absorption[3, 10, 10])
     assert np.abs(phase[3]).max() < 1e-6 < np.abs(phase[1]).max()
     assert "not an intensity PSF" in capsys.readouterr().err
