@@ -12,11 +12,17 @@ Invariant: nothing here opens a file or prints; lengths and wavelengths are in m
 Needs torch, numpy and scipy alone.
 """
 
-from mrbcr_cli.optics.brightfield import Transmission, image_planes, point_images, transfer_functions_2d
-from mrbcr_cli.optics.camera import Camera, CameraMaps, expose, make_scmos_maps, mean_counts
-from mrbcr_cli.optics.measure import axial_nyquist_um, centre_of_mass, nyquist_um, profile_fwhm, psf_fwhm_um
-from mrbcr_cli.optics.microscope import PRESETS, Grid, Microscope, Objective, Preset, find_preset
-from mrbcr_cli.optics.psf import Focus, compute_psf, find_focus
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrbcr_cli.optics.brightfield import Transmission, image_planes, point_images, transfer_functions_2d
+    from mrbcr_cli.optics.camera import Camera, CameraMaps, expose, make_scmos_maps, mean_counts
+    from mrbcr_cli.optics.measure import axial_nyquist_um, centre_of_mass, nyquist_um, profile_fwhm, psf_fwhm_um
+    from mrbcr_cli.optics.microscope import PRESETS, Grid, Microscope, Objective, Preset, find_preset
+    from mrbcr_cli.optics.psf import Focus, compute_psf, find_focus
 
 __all__ = [
     "PRESETS",
@@ -43,3 +49,15 @@ __all__ = [
     "psf_fwhm_um",
     "transfer_functions_2d",
 ]
+
+_HOMES = ("brightfield", "camera", "measure", "microscope", "psf")
+
+
+def __getattr__(name: str) -> Any:
+    """Find a public name in its module when it is first asked for: most users of a module here need no torch."""
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if name in vars(module):
+                return vars(module)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

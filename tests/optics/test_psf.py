@@ -312,3 +312,11 @@ def test_presets() -> None:
     assert find_preset("40x/1.2 water") is find_preset("40x/1.2w")
     with pytest.raises(InputError, match=r"100x/1\.49tirf"):
         find_preset("60x/1.4")
+
+
+def test_public_names_are_all_there() -> None:
+    from mrbcr_cli import optics
+
+    assert all(getattr(optics, name) is not None for name in optics.__all__)
+    with pytest.raises(AttributeError):
+        _ = optics.nosuch
