@@ -79,12 +79,26 @@ def _stored_psf(settings: PairsSettings) -> StoredPsfPlanes | None:
     scale = tuple(stored.scale_zyx_um)
     psf = load_psf(settings.psf, image_scale_zyx_um=scale, is_3d=stored.values.ndim == 3)
     values = psf.values_zyx
-    voxel = (scale[0] or 0.2, scale[1] or 0.1, scale[2] or scale[1] or 0.1)
+    voxel = _psf_voxel(settings, scale, len(values))
     axial, *lateral = psf_fwhm_um(values, voxel)
     if None in lateral:
         raise InputError(f"{settings.psf}: its width cannot be found (it does not fall to half within the file)")
     focus = StoredFocus(voxel[1], voxel[0], len(values), float(np.mean([w for w in lateral if w])), axial)
     return StoredPsfPlanes(values, focus, settings.psf.name, psf.fingerprint())
+
+
+def _psf_voxel(
+    settings: PairsSettings, scale_zyx_um: tuple[float | None, ...], planes: int
+) -> tuple[float, float, float]:
+    """Voxel of a PSF file in um: what it says, or --pixel. Raises InputError where neither tells."""
+    z, y, x = scale_zyx_um
+    if y is None and settings.pixel is not None and settings.pixel[0] == settings.pixel[1]:
+        y = x = settings.pixel[0]
+    if y is None or x is None:
+        raise InputError(f"{settings.psf}: does not say its pixel size; give it as --pixel (um)")
+    if z is None and planes > 1:
+        raise InputError(f"{settings.psf}: does not say its z step; save it as .npz with psf and scale_zyx_um")
+    return (z if z is not None else y, y, x)  # of a single plane the step means nothing
 
 
 def fingerprint(job: PairsJob) -> str:

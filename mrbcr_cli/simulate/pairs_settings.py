@@ -16,6 +16,12 @@ from mrbcr_cli.simulate.optics_settings import LARGEST_PIXEL_UM
 
 Range = tuple[float, float]
 
+_OPTICS = (
+    *("model", "na", "ni", "ns", "wavelength", "wavelength_ex", "fwhm", "depth", "aberration", "zernike"),
+    *("pinhole_au", "na_illumination"),
+)
+"""What a PSF file decides."""
+
 
 def _as_range(value: Any) -> Any:
     if isinstance(value, str):
@@ -161,6 +167,10 @@ class PairsSettings(BaseModel):
         for j in self.zernike:
             if j < 0:
                 raise ValueError(f"Zernike index {j} is negative; OSA/ANSI indices count from 0 (4 is defocus)")
+        if self.psf is not None:
+            for name in _OPTICS:
+                if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                    raise ValueError(f"{name.replace('_', '-')} means nothing with a PSF file; leave it out")
         if self.procedural not in (None, 1.0) and not self.source:
             raise ValueError("procedural below 1 needs sharp images: give --source")
         return self

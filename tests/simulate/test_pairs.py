@@ -198,6 +198,20 @@ def test_psf_from_a_file(tmp_path: Path) -> None:
     assert record["conditions"]["fwhm_px"] == pytest.approx(3.1, abs=0.4)
 
 
+def test_psf_files_that_say_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plane without a scale needs --pixel; a stack without one is refused."""
+    y, x = np.mgrid[-8:9, -8:9]
+    spot = np.exp(-(y**2 + x**2) / 8.0).astype(np.float32)
+    np.save(tmp_path / "flat.npy", spot)
+    np.save(tmp_path / "deep.npy", np.stack([spot / 2, spot, spot / 2]))
+    flat = ("-o", tmp_path / "p.zarr", "--psf", tmp_path / "flat.npy", "--count", 3, *SMALL)
+    assert pairs(*flat) == 2 and "--pixel" in capsys.readouterr().err
+    assert pairs(*flat, "--pixel", "0.1") == 0
+    assert read_pairs(tmp_path / "p.zarr", 0, 1)[2][0]["conditions"]["fwhm_px"] == pytest.approx(4.71, abs=0.1)
+    deep = ("-o", tmp_path / "q.zarr", "--psf", tmp_path / "deep.npy", "--count", 3, "--pixel", "0.1", *SMALL)
+    assert pairs(*deep) == 2 and "z step" in capsys.readouterr().err
+
+
 def test_npz_layout(tmp_path: Path) -> None:
     assert pairs("-o", tmp_path / "p.zarr", "--count", 30, "--npz", tmp_path / "npz", *SMALL) == 0
     blurred, sharp, records = read_pairs(tmp_path / "p.zarr", 0, 30)
@@ -292,6 +306,7 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("--procedural", "0.5"), "--source"),
     (("--workers", "0"), "--workers"),
     (("--psf", "nosuch.tif"), "no such PSF"),
+    (("--psf", "nosuch.tif", "--na", "1.2"), "means nothing with a PSF file"),
     (("--microscope", "sted"), "--microscope"),
     (("--bit-depth", "20"), "--bit-depth"),
     (("--qe", "1.5"), "quantum efficiency"),
