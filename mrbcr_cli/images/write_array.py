@@ -39,10 +39,15 @@ def check_free(path: Path, *, overwrite: bool, suffixes: tuple[str, ...] = SUFFI
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Rename a finished file or folder to its name, replacing what stood there."""
-    if path.is_dir():
-        shutil.rmtree(path)
+    """Rename a finished file or folder to its name; an older folder steps aside first and is removed last."""
+    if not path.is_dir():
+        partial.replace(path)
+        return
+    former = path.with_name(f".{path.name}.replaced")
+    _remove(former)
+    path.rename(former)
     partial.replace(path)
+    _remove(former)
 
 
 def write_array(path: Path, spec: OutputSpec, array: NDArray[Any]) -> None:

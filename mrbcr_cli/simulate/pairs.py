@@ -26,7 +26,7 @@ from mrbcr_cli.simulate.conditions import StoredFocus, check_extremes
 from mrbcr_cli.simulate.pair import PairsJob, StoredPsfPlanes, make_pair
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, read_ledger
+from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, lock, read_ledger
 from mrbcr_cli.stream.pool import run_blocks
 from mrbcr_cli.stream.signals import stop_on_signal
 
@@ -185,14 +185,16 @@ def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str
     try:
         before = read_ledger(path)
         if before is None or before.header.get("fingerprint") != mark or not store.is_dir():
-            if target.partial.exists():
-                shutil.rmtree(target.partial)
-            target.partial.mkdir(parents=True)
-            create_pairs(store, settings.count, settings.patch, camera_dtype)
+            _drop_partial(target)
+        target.partial.mkdir(parents=True, exist_ok=True)
         with Ledger(path, {"fingerprint": mark, "version": __version__}) as ledger:
+            if not store.exists():  # made under the lock: another run may have begun meanwhile
+                create_pairs(store, settings.count, settings.patch, camera_dtype)
             if ledger.records:
                 reporter.info(f"resuming {target.store.name}: {len(ledger.records)} of {shards} shards are done")
             _run(_ShardTask(job, store), ledger, shards, target, reporter, workers)
+            if len(ledger.records) != shards:
+                raise IncompleteError(f"{target.store}: not all shards are done; run the same command to resume")
             finish_pairs(store, split_bounds(job), _provenance(job, mark))
             put_in_place(store, target.store)
         shutil.rmtree(target.partial)
@@ -204,6 +206,24 @@ def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str
         ) from error
     seconds = time.monotonic() - started
     reporter.info(f"{target.store}: {settings.count} pairs of {settings.patch} px in {clock_text(seconds)}")
+
+
+def _drop_partial(target: PairsTarget) -> None:
+    """Remove the working folder of other settings, its ledger first and under its lock.
+
+    Raises InputError for files that are not ours, LockedError while another run is writing there.
+    """
+    if not target.partial.exists():
+        return
+    strangers = [p.name for p in target.partial.iterdir() if p.name not in ("ledger.jsonl", "pairs.zarr")]
+    if strangers:
+        raise InputError(f"{target.partial}: holds files that are not mrbcr's ({strangers[0]}); move it away")
+    path = target.partial / "ledger.jsonl"
+    if path.exists():
+        with path.open("rb") as held:
+            lock(held)
+            path.unlink()
+    shutil.rmtree(target.partial)
 
 
 def _run(task: _ShardTask, ledger: Ledger, shards: int, target: PairsTarget, reporter: Reporter, workers: int) -> None:

@@ -50,6 +50,7 @@ def run_blocks(
     context = multiprocessing.get_context("spawn")
     running: dict[Future[object], int] = {}
     failure: BaseException | None = None
+    dropped = False
     with ProcessPoolExecutor(workers, mp_context=context, initializer=partial(_start, work, setup)) as pool:
         exhausted = False
         while True:
@@ -62,6 +63,7 @@ def run_blocks(
             if stop.is_set() or failure is not None:
                 for future in [f for f in running if f.cancel()]:
                     del running[future]
+                    dropped = True
             if not running:
                 break
             done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -74,7 +76,7 @@ def run_blocks(
                     failure = error
     if failure is not None:
         raise _explained(failure)
-    return exhausted
+    return exhausted and not dropped
 
 
 def _run_here(
