@@ -22,6 +22,7 @@ from mrbcr_cli.simulate.pair import PairsJob, make_pair
 from mrbcr_cli.simulate.pairs import plan_pairs
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import apportion, find_sources, split_sources
+from mrbcr_cli.stream.ledger import Ledger
 
 SMALL = ("--patch", "32", "--planes", "3", "--quiet")
 
@@ -273,6 +274,39 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     assert resumed.returncode == 0 and f"{len(done)} of 4 shards are done" in resumed.stderr
     assert pairs("-o", tmp_path / "q.zarr", *arguments[2:], "-q") == 0
     assert tree(output) == tree(tmp_path / "q.zarr")
+
+
+def test_interrupted_with_two_workers_is_not_finished(tmp_path: Path) -> None:
+    """SIGTERM while the last shards wait in the queue: 75 and no output, or all of it; never a set with holes."""
+    output = tmp_path / "p.zarr"
+    arguments = ("--count", 4 * SHARD - 10, *SMALL)
+    command = [sys.executable, "-m", "mrbcr_cli", "simulate", "pairs", "-o", str(output), "--workers", "2"]
+    command += list(map(str, arguments))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    ledger = tmp_path / "p.zarr.partial" / "ledger.jsonl"
+    while process.poll() is None and not (ledger.exists() and ledger.stat().st_size):
+        pass
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75 and not output.exists(), said
+    assert pairs("-o", output, *arguments) == 0
+    assert pairs("-o", tmp_path / "q.zarr", *arguments) == 0
+    assert tree(output) == tree(tmp_path / "q.zarr")
+
+
+def test_working_folders_of_others_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is not ours in the way, or another run at work with other settings: refused, nothing removed."""
+    partial = tmp_path / "p.zarr.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    assert pairs("-o", tmp_path / "p.zarr", "--count", 3, *SMALL) == 2
+    assert "thesis.txt" in capsys.readouterr().err and (partial / "thesis.txt").read_text() == "mine"
+    (partial / "thesis.txt").unlink()
+    with Ledger(partial / "ledger.jsonl", {"fingerprint": "another", "version": "0"}):
+        assert pairs("-o", tmp_path / "p.zarr", "--count", 3, *SMALL) == 3
+        assert "another run" in capsys.readouterr().err and (partial / "ledger.jsonl").exists()
+    assert pairs("-o", tmp_path / "p.zarr", "--count", 3, *SMALL) == 0
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
