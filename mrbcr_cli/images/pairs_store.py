@@ -112,6 +112,15 @@ def read_info(root: Path) -> PairsInfo:
     return PairsInfo(int(shape[0]), int(shape[-1]), splits, attributes)
 
 
+def is_pairs(root: Path) -> bool:
+    """Whether a Zarr holds pairs of ours, finished."""
+    try:
+        read_info(root)
+    except InputError:
+        return False
+    return True
+
+
 def read_pairs(root: Path, first: int, stop: int) -> tuple[NDArray[Any], NDArray[np.float32], list[dict[str, Any]]]:
     """Pairs `first` to `stop` (excluded): blurred (n, y, x), sharp (n, y, x), records."""
     import zarr

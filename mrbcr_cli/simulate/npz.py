@@ -14,26 +14,52 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.pairs_store import SHARD, PairsInfo, read_pairs
 
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
+def check_npz(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that is a file, or that holds splits of another run. Raises InputError."""
+    for parent in (folder, *folder.parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise InputError(f"{parent}: is a file; --npz names a folder")
+            break
+    taken = [p for p in _files(folder).values() if p.exists()]
+    if taken and not overwrite:
+        raise InputError(f"{taken[0]}: exists; use --overwrite to replace the splits there, or another --npz")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {split: folder / name / f"{name}.npz" for split, name in _FOLDERS.items()}
+
+
 def write_npz(store: Path, info: PairsInfo, folder: Path) -> list[Path]:
-    """Write the splits that hold pairs below `folder`; return the files."""
+    """Write the splits that hold pairs below `folder`; return the files. What stood there before goes first.
+
+    Splits of another run must not stay: their sources may be in train now.
+    """
     written = []
+    paths = _files(folder)
+    for path in paths.values():
+        path.unlink(missing_ok=True)
     for split, (first, stop) in info.splits.items():
         if stop == first:
             continue
-        path = folder / _FOLDERS[split] / f"{_FOLDERS[split]}.npz"
+        path = paths[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for name, which in (("gt", 1), ("low", 0)):
-                _write_member(
-                    archive, name, (stop - first, info.patch_px, info.patch_px), _scaled(store, first, stop, which)
-                )
-        partial.replace(path)
+        try:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+                for name, which in (("gt", 1), ("low", 0)):
+                    _write_member(
+                        archive, name, (stop - first, info.patch_px, info.patch_px), _scaled(store, first, stop, which)
+                    )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         written.append(path)
     return written
 

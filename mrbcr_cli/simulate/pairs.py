@@ -6,11 +6,14 @@ was interrupted; the output appears under its name only when all of it is there.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
+import threading
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, Inte
 from mrbcr_cli.images.pairs_store import SHARD, create_pairs, finish_pairs, read_info, read_pairs, write_shard
 from mrbcr_cli.images.write_array import check_free, put_in_place
 from mrbcr_cli.simulate.conditions import StoredFocus, check_extremes
+from mrbcr_cli.simulate.npz import check_npz
 from mrbcr_cli.simulate.pair import PairsJob, StoredPsfPlanes, make_pair
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
@@ -127,6 +131,7 @@ def simulate_pairs(
     if workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
     _check_names(target, overwrite=overwrite)
+    _check_apart(settings, target)
     job = plan_pairs(settings)
     mark = fingerprint(job)
     if target.store.exists() and not overwrite:
@@ -149,12 +154,31 @@ def _check_names(target: PairsTarget, *, overwrite: bool) -> None:
     check_free(target.store, overwrite=True, suffixes=(".zarr",))
     if target.store.exists() and not overwrite:
         read_info(target.store)  # of ours, or an error that says it is not
+    if target.store.exists() and not target.store.is_dir():
+        raise InputError(f"{target.store}: is a file, not a Zarr group; move it away")
     if target.figure is not None:
-        check_free(target.figure, overwrite=True, suffixes=(".png",))
-    if target.npz is not None and target.npz.exists() and not target.npz.is_dir():
-        raise InputError(f"{target.npz}: is a file; --npz names a folder")
+        check_free(target.figure, overwrite=overwrite, suffixes=(".png",))
+    if target.npz is not None:
+        check_npz(target.npz, overwrite=overwrite)
     if target.partial.exists() and not target.partial.is_dir():
         raise InputError(f"{target.partial}: is a file where the working folder must go; move it away")
+
+
+def _check_apart(settings: PairsSettings, target: PairsTarget) -> None:
+    """Refuse an output that is an input, or lies where the sources are looked for: it would be a source next time."""
+    outputs = [p.resolve() for p in (target.store, target.npz, target.figure) if p is not None]
+    for pattern in settings.source:
+        source = Path(pattern)
+        folder = source if source.is_dir() else source.parent
+        for output in outputs:
+            if output == source.resolve() or (source.is_dir() and folder.resolve() in output.parents):
+                raise InputError(
+                    f"{output.name}: would be written over or among the sources of {pattern}; write elsewhere"
+                )
+            if glob.has_magic(pattern) and output.parent == folder.resolve() and fnmatch(output.name, source.name):
+                raise InputError(f"{output.name}: matches the sources of {pattern}; write it elsewhere")
+    if settings.psf is not None and settings.psf.resolve() in outputs:
+        raise InputError(f"{settings.psf}: is the PSF itself; write elsewhere")
 
 
 def describe(job: PairsJob, target: PairsTarget) -> dict[str, Any]:
@@ -187,12 +211,15 @@ def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str
         if before is None or before.header.get("fingerprint") != mark or not store.is_dir():
             _drop_partial(target)
         target.partial.mkdir(parents=True, exist_ok=True)
-        with Ledger(path, {"fingerprint": mark, "version": __version__}) as ledger:
+        with (
+            stop_on_signal(reporter.info) as stop,  # before the ledger shows that a run is under way
+            Ledger(path, {"fingerprint": mark, "version": __version__}) as ledger,
+        ):
             if not store.exists():  # made under the lock: another run may have begun meanwhile
                 create_pairs(store, settings.count, settings.patch, camera_dtype)
             if ledger.records:
                 reporter.info(f"resuming {target.store.name}: {len(ledger.records)} of {shards} shards are done")
-            _run(_ShardTask(job, store), ledger, shards, target, reporter, workers)
+            _run(_ShardTask(job, store), ledger, shards, target, reporter, workers, stop)
             if len(ledger.records) != shards:
                 raise IncompleteError(f"{target.store}: not all shards are done; run the same command to resume")
             finish_pairs(store, split_bounds(job), _provenance(job, mark))
@@ -226,14 +253,19 @@ def _drop_partial(target: PairsTarget) -> None:
     shutil.rmtree(target.partial)
 
 
-def _run(task: _ShardTask, ledger: Ledger, shards: int, target: PairsTarget, reporter: Reporter, workers: int) -> None:
+def _run(
+    task: _ShardTask,
+    ledger: Ledger,
+    shards: int,
+    target: PairsTarget,
+    reporter: Reporter,
+    workers: int,
+    stop: threading.Event,
+) -> None:
     count = task.job.settings.count
     remaining = [k for k in range(shards) if k not in ledger.records]
     done = min(count, (shards - len(remaining)) * SHARD)
-    with (
-        stop_on_signal(reporter.info) as stop,
-        reporter.progress(target.store.name, count, unit="pairs", done=done) as progress,
-    ):
+    with reporter.progress(target.store.name, count, unit="pairs", done=done) as progress:
 
         def on_done(shard: int, checksum: str) -> None:
             ledger.append(BlockRecord(shard, checksum))

@@ -42,7 +42,7 @@ def write_psf(
             f"--{strangers[0].replace('_', '-')} belongs to --from-beads IMAGE; leave it out, or name the image"
         )
     settings = load_configuration(PsfSettings, config, options, COMMAND)
-    _check_names(output, figure, overwrite=overwrite)
+    _check_names(output, figure, settings.like, overwrite=overwrite)
     _deliver(make_psf(settings), output, figure, reporter, command)
 
 
@@ -65,7 +65,7 @@ def write_bead_psf(
         raise InputError(f"--{name} means nothing with --from-beads: the PSF is measured; leave it out")
     if bead_options.get("normalize", "sum") not in ("sum", "max"):
         raise InputError(f"--normalize must be sum or max, not {bead_options['normalize']!r}")
-    _check_names(output, figure, overwrite=overwrite)
+    _check_names(output, figure, beads, overwrite=overwrite)
     _deliver(_measure(beads, dict(bead_options)), output, figure, reporter, command)
 
 
@@ -134,7 +134,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_names(output: Path, figure: Path | None, *, overwrite: bool) -> None:
+def _check_names(output: Path, figure: Path | None, source: Path | None, *, overwrite: bool) -> None:
+    for name in (output, figure):
+        if source is not None and name is not None and name.resolve() == source.resolve():
+            raise InputError(f"{name}: is the image that is read; choose another name")
     check_free(output, overwrite=overwrite)
     if figure is not None:
         check_free(figure, overwrite=overwrite, suffixes=(".png",))

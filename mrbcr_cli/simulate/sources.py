@@ -72,9 +72,12 @@ def find_sources(patterns: Sequence[str], patch_px: int) -> tuple[SharpSource, .
 
 def _paths(patterns: Sequence[str]) -> list[Path]:
     from mrbcr_cli.images.omezarr_meta import is_zarr
+    from mrbcr_cli.images.pairs_store import is_pairs
 
     found: dict[Path, None] = {}
     for pattern in patterns:
+        if not pattern.strip():
+            raise InputError("--source is empty; name a file, a folder or a pattern")
         path = Path(pattern)
         if path.is_dir() and not is_zarr(path):
             members = [p for p in sorted(path.iterdir()) if not p.name.startswith(".") and _is_image(p)]
@@ -85,6 +88,9 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
             members = [p for p in members if _is_image(p)]
         if not members:
             raise InputError(f"{pattern}: no sharp image found there (TIFF or OME-Zarr); check --source")
+        for member in members:
+            if member.is_dir() and is_pairs(member):
+                raise InputError(f"{member}: holds simulated pairs, no sharp images; move it out of {pattern}")
         found.update(dict.fromkeys(members))
     return list(found)
 
