@@ -67,23 +67,25 @@ def log_uniform(rng: np.random.Generator, span: Range) -> float:
 
 
 def check_extremes(settings: PairsSettings) -> None:
-    """Make the objectives and cameras at the ends of all ranges. Raises InputError for what none can be."""
+    """Make the microscopes and cameras at the ends of all ranges. Raises InputError for what none can be."""
     for end in (0, 1):
-        na = settings.na[end]
-        Objective(
-            na=na,
-            n_immersion=settings.ni[end] if settings.ni is not None else usual_immersion(na),
-            n_sample=None if settings.ns is None else settings.ns[end],
-            depth_um=settings.depth[end],
+        at_end = settings.model_copy(
+            update={
+                name: (value[end], value[end])
+                for name in type(settings).model_fields
+                if name not in ("splits", "zernike") and _is_span(value := getattr(settings, name))
+            }
+            | {"zernike": {j: (span[end], span[end]) for j, span in settings.zernike.items()}}
         )
-        Camera(
-            settings.qe[end],
-            settings.gain[end],
-            settings.offset[end],
-            settings.read_noise[end],
-            settings.dark[end],
-            settings.bit_depth,
-        )
+        rng = np.random.default_rng(0)
+        microscope = _draw_microscope(rng, at_end)
+        if settings.microscope == "brightfield":
+            _transmission(rng, at_end, microscope)
+        _draw_camera(rng, at_end)
+
+
+def _is_span(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, float) for v in value)
 
 
 def usual_immersion(na: float) -> float:

@@ -27,12 +27,13 @@ def check_npz(folder: Path, *, overwrite: bool) -> None:
             if not parent.is_dir():
                 raise InputError(f"{parent}: is a file; --npz names a folder")
             break
-    taken = [p for p in _files(folder).values() if p.exists()]
+    taken = [p for p in npz_files(folder).values() if p.exists()]
     if taken and not overwrite:
         raise InputError(f"{taken[0]}: exists; use --overwrite to replace the splits there, or another --npz")
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def npz_files(folder: Path) -> dict[str, Path]:
+    """The file of each split below `folder`."""
     return {split: folder / name / f"{name}.npz" for split, name in _FOLDERS.items()}
 
 
@@ -42,7 +43,7 @@ def write_npz(store: Path, info: PairsInfo, folder: Path) -> list[Path]:
     Splits of another run must not stay: their sources may be in train now.
     """
     written = []
-    paths = _files(folder)
+    paths = npz_files(folder)
     for path in paths.values():
         path.unlink(missing_ok=True)
     for split, (first, stop) in info.splits.items():

@@ -12,7 +12,7 @@ import json
 import shutil
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ def simulate_pairs(
     _check_apart(settings, target)
     job = plan_pairs(settings)
     mark = fingerprint(job)
-    if target.store.exists() and not overwrite:
+    before = target.store.exists() and not overwrite
+    if before:
         if read_info(target.store).attributes.get("fingerprint") != mark:
             raise FingerprintError(f"{target.store}: made otherwise before; use --overwrite or another name")
         reporter.info(f"{target.store}: already done, nothing to do")
@@ -145,7 +146,7 @@ def simulate_pairs(
         reporter.event("planned", **facts)
         reporter.info(f"would write {facts['pairs']} pairs of {settings.patch} px, about {facts['bytes'] / 1e6:.0f} MB")
         return
-    extras = _extras(target, reporter)
+    extras = _extras(_without_existing(target, reporter) if before else target, reporter)
     reporter.event("done", **facts, **extras)
     reporter.data(str(target.store))
 
@@ -156,10 +157,11 @@ def _check_names(target: PairsTarget, *, overwrite: bool) -> None:
         read_info(target.store)  # of ours, or an error that says it is not
     if target.store.exists() and not target.store.is_dir():
         raise InputError(f"{target.store}: is a file, not a Zarr group; move it away")
+    anew = overwrite or target.store.exists()  # beside a finished set, what exists of these is left alone: `_extras`
     if target.figure is not None:
-        check_free(target.figure, overwrite=overwrite, suffixes=(".png",))
+        check_free(target.figure, overwrite=anew, suffixes=(".png",))
     if target.npz is not None:
-        check_npz(target.npz, overwrite=overwrite)
+        check_npz(target.npz, overwrite=anew)
     if target.partial.exists() and not target.partial.is_dir():
         raise InputError(f"{target.partial}: is a file where the working folder must go; move it away")
 
@@ -271,9 +273,12 @@ def _run(
             ledger.append(BlockRecord(shard, checksum))
             progress.advance(steps=min(SHARD, count - shard * SHARD))
 
-        complete = run_blocks(
-            _make_shard, task, remaining, workers=min(workers, len(remaining) or 1), on_done=on_done, stop=stop
-        )
+        try:
+            complete = run_blocks(
+                _make_shard, task, remaining, workers=min(workers, len(remaining) or 1), on_done=on_done, stop=stop
+            )
+        except InputError as error:  # the input was good when the run began
+            raise IncompleteError(f"{error}; what is done is kept, run the same command to resume") from error
     if not complete:
         raise InterruptedRunError(f"{target.store}: interrupted; run the same command to resume")
 
@@ -300,6 +305,19 @@ def _provenance(job: PairsJob, mark: str) -> dict[str, Any]:
         "psf": None if job.psf is None else {"name": job.psf.name, "sha256": job.psf.sha256},
         "units": "camera counts, in blurred and in sharp",
     }
+
+
+def _without_existing(target: PairsTarget, reporter: Reporter) -> PairsTarget:
+    """The same target without the extra files that are there already: a repeated command changes nothing."""
+    from mrbcr_cli.simulate.npz import npz_files
+
+    there = {
+        "figure": target.figure is not None and target.figure.exists(),
+        "npz": target.npz is not None and any(p.exists() for p in npz_files(target.npz).values()),
+    }
+    for name in (name for name, exists in there.items() if exists):
+        reporter.warn(f"{getattr(target, name)}: exists and is left as it is; --overwrite makes it again")
+    return replace(target, **{name: None for name, exists in there.items() if exists})  # type: ignore[arg-type]
 
 
 def _extras(target: PairsTarget, reporter: Reporter) -> dict[str, Any]:

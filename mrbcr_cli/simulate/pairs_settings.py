@@ -16,6 +16,27 @@ from mrbcr_cli.simulate.optics_settings import LARGEST_PIXEL_UM
 
 Range = tuple[float, float]
 
+_BOUNDS = {
+    "scale": (1.0, 100.0, ""),
+    "gamma": (0.1, 10.0, ""),
+    "na": (0.02, 1.7, ""),
+    "fwhm": (1.0, 50.0, " px"),
+    "depth": (0.0, 1000.0, " um"),
+    "defocus": (-20.0, 20.0, " um"),
+    "aberration": (0.0, 1.0, " waves"),
+    "pinhole_au": (0.05, 20.0, " Airy units"),
+    "thickness": (0.05, 100.0, " um"),
+    "absorption": (0.0, 1.0, ""),
+    "phase": (-3.2, 3.2, " rad"),
+    "photons": (1.0, 1e7, " photons"),
+    "background": (0.0, 100.0, " of the peak"),
+    "gain": (0.01, 1000.0, " counts per electron"),
+    "offset": (0.0, 60000.0, " counts"),
+    "read_noise": (0.0, 1000.0, " electrons"),
+    "dark": (0.0, 1e5, " electrons"),
+    "target_resolution": (0.05, 1.0, ""),
+}
+
 _OPTICS = (
     *("model", "na", "ni", "ns", "wavelength", "wavelength_ex", "fwhm", "depth", "aberration", "zernike"),
     *("pinhole_au", "na_illumination"),
@@ -136,25 +157,9 @@ class PairsSettings(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> PairsSettings:
-        if min(self.splits) < 0 or sum(self.splits) <= 0:
-            raise ValueError("splits must be three shares of at least 0, not all 0")
-        positive = (
-            "scale",
-            "gamma",
-            "na",
-            "fwhm",
-            "thickness",
-            "qe",
-            "gain",
-            "target_resolution",
-            "pinhole_au",
-        )
-        for name in (*positive, *(["photons"] if self.photons is not None else [])):
-            if getattr(self, name)[0] <= 0:
-                raise ValueError(f"{name.replace('_', '-')} must be positive, not {getattr(self, name)[0]:g}")
-        for name in ("depth", "background", "offset", "read_noise", "dark", "absorption", "aberration"):
-            if getattr(self, name)[0] < 0:
-                raise ValueError(f"{name.replace('_', '-')} must be zero or positive, not {getattr(self, name)[0]:g}")
+        if not all(0 <= share < math.inf for share in self.splits) or sum(self.splits) <= 0:
+            raise ValueError("splits must be three shares, none negative, not all 0")
+        self._within_bounds()
         if self.ni is not None and self.na[1] >= self.ni[0]:
             raise ValueError(f"na up to {self.na[1]:g} is not below the immersion index {self.ni[0]:g} (ni)")
         self._units()
@@ -175,6 +180,14 @@ class PairsSettings(BaseModel):
             raise ValueError("procedural below 1 needs sharp images: give --source")
         return self
 
+    def _within_bounds(self) -> None:
+        """Values beyond these are slips of the keyboard, or would take all memory or overflow."""
+        for name, (low, high, unit) in _BOUNDS.items():
+            span = getattr(self, name)
+            if span is not None and not low <= span[0] <= span[1] <= high:
+                said = f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}"
+                raise ValueError(f"{name.replace('_', '-')} must lie within {low:g} to {high:g}{unit}, not {said}")
+
     def _units(self) -> None:
         """A nm in the place of a um, or the reverse."""
         low, high = self.wavelength
@@ -182,8 +195,10 @@ class PairsSettings(BaseModel):
         for name, span in spans.items():
             if span[0] < 250 or span[1] > 1400:
                 raise ValueError(f"{name} must lie between 250 and 1400 nm, not {span[0]:g} {span[1]:g}; in um?")
-        if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1] <= LARGEST_PIXEL_UM:
-            raise ValueError(f"pixel must be positive, up to {LARGEST_PIXEL_UM:g} um, not {self.pixel[1]:g}; in nm?")
+        if self.pixel is not None and not 1e-3 <= self.pixel[0] <= self.pixel[1] <= LARGEST_PIXEL_UM:
+            raise ValueError(
+                f"pixel must be at least 0.001, up to {LARGEST_PIXEL_UM:g} um, not {self.pixel[1]:g}; in nm?"
+            )
 
     @property
     def photon_span(self) -> Range:

@@ -316,6 +316,25 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not list(tmp_path.iterdir())
 
 
+def test_inputs_and_files_of_others_are_safe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No picture, NPZ or source is replaced or mixed up in silence; a repeated command changes nothing."""
+    folder = sharp_images(tmp_path / "sharp", 3)
+    mine, npz = tmp_path / "mine.png", tmp_path / "npz"
+    mine.write_bytes(b"mine")
+    assert pairs("-o", tmp_path / "p.zarr", "--count", 3, "--figure", mine, *SMALL) == 2
+    assert mine.read_bytes() == b"mine" and not (tmp_path / "p.zarr").exists()
+    assert pairs("-o", tmp_path / "p.zarr", "--count", 20, "--npz", npz, *SMALL) == 0
+    before = tree(npz)
+    assert pairs("-o", tmp_path / "p.zarr", "--count", 20, "--npz", npz, "--figure", mine, *SMALL) == 0
+    assert tree(npz) == before and mine.read_bytes() == b"mine" and "left as it is" in capsys.readouterr().err
+    one = ("--count", 5, "--splits", 1, 0, 0, "--npz", npz, *SMALL)
+    assert pairs("-o", tmp_path / "q.zarr", *one) == 2 and tree(npz) == before
+    assert pairs("-o", tmp_path / "q.zarr", "--overwrite", *one) == 0 and sorted(tree(npz)) == ["train/train.npz"]
+    assert pairs("-o", folder / "p.zarr", "--source", folder, "--count", 3, *SMALL) == 2
+    assert pairs("-o", tmp_path / "r.zarr", "--source", tmp_path / "p.zarr", "--count", 3, *SMALL) == 2
+    assert "holds simulated pairs" in capsys.readouterr().err
+
+
 def test_figure(tmp_path: Path) -> None:
     assert pairs("-o", tmp_path / "p.zarr", "--count", 6, "--figure", tmp_path / "p.png", *SMALL) == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -325,12 +344,12 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("--source", "nosuch/*.tif"), "no sharp image"),
     (("--specimen", "unicorns"), "unknown specimen"),
     (("--na", "1.2:0.8"), "low <= high"),
-    (("--na", "0:1"), "must be positive"),
+    (("--na", "0:1"), "within 0.02 to 1.7"),
     (("--na", "1.4", "--ni", "1.33"), "not below the immersion index"),
     (("--na", "high"), "LOW:HIGH"),
     (("--wavelength", "0.5"), "in um"),
     (("--pixel", "65"), "in nm"),
-    (("--photons", "0"), "must be positive"),
+    (("--photons", "0"), "within 1 to 1e+07"),
     (("--haze", "1.5"), "haze"),
     (("--pinhole-au", "0", "--microscope", "confocal"), "pinhole"),
     (("--planes", "4"), "odd"),
@@ -345,6 +364,17 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("--bit-depth", "20"), "--bit-depth"),
     (("--qe", "1.5"), "quantum efficiency"),
     (("--config", "nosuch.yaml"), "nosuch.yaml"),
+    (("--splits", "nan", "0", "1"), "splits"),
+    (("--fwhm", "0.01"), "fwhm"),
+    (("--photons", "1e300"), "photons"),
+    (("--gain", "1e300"), "gain"),
+    (("--thickness", "1e9"), "thickness"),
+    (("--gamma", "1e6"), "gamma"),
+    (("--pixel", "1e-9"), "pixel"),
+    (("--microscope", "light-sheet", "--na-illumination", "2"), "sheet's NA"),
+    (("--microscope", "brightfield", "--na-illumination", "-1"), "condenser"),
+    (("--microscope", "two-photon", "--wavelength", "680:1000"), "excitation wavelength"),
+    (("--source", ""), "--source is empty"),
 ]
 
 

@@ -224,6 +224,14 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_read_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "beads.tif"
+    image.write_bytes(b"raw data")
+    for option in ("--from-beads", "--like"):
+        assert psf("-o", image, option, image, "--overwrite") == 2
+        assert "is the image that is read" in capsys.readouterr().err and image.read_bytes() == b"raw data"
+
+
 def test_names_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     taken = tmp_path / "p.npz"
     taken.write_bytes(b"mine")
