@@ -108,6 +108,8 @@ class Microscope:
     """Of the light sheet."""
     sheet: Literal["gaussian", "swept"] = "gaussian"
     """Profile of the light sheet: a Gaussian beam, or the swept focus of a uniform aperture."""
+    sheet_um: float = 0.0
+    """Stage position of the sheet's middle; 0 is the nominal focus, `psf.find_focus` knows the best one."""
     model: Model = "vectorial"
     fresnel: bool = True
     """Losses at the interfaces of the coverslip, vectorial only; False is Richards and Wolf without interfaces."""

@@ -7,7 +7,7 @@ ones through the pupil, in the same unit, and both agree where both apply.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -123,14 +123,14 @@ def _pinhole_matrix(
 
 
 def sheet_profile(microscope: Microscope, z_um: Tensor) -> Tensor:
-    """Intensity of the light sheet (nz,) at distances `z_um` from the focal plane, 1 in it, float64.
+    """Intensity of the light sheet (nz,) at stage positions `z_um`, 1 in its middle (`sheet_um`), float64.
 
     "gaussian": exp(-2 z^2 / w0^2) with the waist w0 = lambda / (pi NA) of a Gaussian beam of that divergence.
     "swept": a focus of a uniformly filled aperture swept along x, as a scanned sheet is: the integral of the scalar PSF
     along a line at distance z.
     """
     wavelength, na = microscope.excitation_um, microscope.na_illumination
-    z = torch.as_tensor(z_um, dtype=torch.float64)
+    z = torch.as_tensor(z_um, dtype=torch.float64) - microscope.sheet_um
     if microscope.sheet == "gaussian":
         return torch.exp(-2 * (z * math.pi * na / wavelength) ** 2)
     # By Parseval the line integral is the sum over chords of the pupil of |the Fourier transform of the chord|^2.
@@ -240,6 +240,13 @@ def find_focus(microscope: Microscope) -> Focus:
     half = _at_radii(microscope, torch.tensor([centre], dtype=torch.float64), r)[0].numpy()
     lateral = profile_fwhm(np.concatenate([half[:0:-1], half]), r_limit / 10)
     return Focus(centre, axial, lateral)
+
+
+def with_sheet_in_focus(microscope: Microscope) -> Microscope:
+    """The same microscope, a light sheet of it moved to the best focus of the detection, as a user aligns it."""
+    if microscope.kind != "light-sheet":
+        return microscope
+    return replace(microscope, sheet_um=find_focus(replace(microscope, kind="widefield")).z_um)
 
 
 def _at_radii(microscope: Microscope, z_um: Tensor, r_um: Tensor) -> Tensor:

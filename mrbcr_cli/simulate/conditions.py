@@ -16,7 +16,8 @@ from mrbcr_cli.optics.brightfield import Transmission
 from mrbcr_cli.optics.camera import Camera
 from mrbcr_cli.optics.measure import axial_nyquist_um, nyquist_um
 from mrbcr_cli.optics.microscope import Microscope, Objective
-from mrbcr_cli.optics.psf import Focus, find_focus
+from mrbcr_cli.optics.psf import Focus, find_focus, with_sheet_in_focus
+from mrbcr_cli.optics.zernike import order
 from mrbcr_cli.simulate.pairs_settings import PairsSettings, Range
 
 _AIR, _WATER, _OIL = 1.0, 1.33, 1.515
@@ -99,18 +100,21 @@ def draw_conditions(
     """Draw one pair's conditions. With `stored_psf` the optics are those of a file, the rest is drawn as ever."""
     thickness_um = log_uniform(rng, settings.thickness)
     optics: Microscope | Transmission | None = None
-    best_um = 0.0
+    best_um, deeper = 0.0, 1.0
     if stored_psf is not None:
         focus = Focus(0.0, stored_psf.fwhm_z_um, stored_psf.fwhm_xy_um)
         limit_um, pixel_um, step_um = stored_psf.pixel_um, stored_psf.pixel_um, stored_psf.z_step_um
     else:
-        microscope = _draw_microscope(rng, settings)
+        microscope = with_sheet_in_focus(_draw_microscope(rng, settings))
         focus = find_focus(microscope)
-        best_um, limit_um = focus.z_um, nyquist_um(microscope)
-        step_um = axial_nyquist_um(microscope)
+        limit_um, step_um = nyquist_um(microscope), axial_nyquist_um(microscope)
+        if settings.microscope != "brightfield":  # its transfer functions know no layers
+            best_um = focus.z_um
+            # The stage moves by n_immersion / n_sample of the depth it refocuses by (paraxially).
+            deeper = microscope.objective.ns / microscope.objective.n_immersion
         optics = microscope
     lateral_um = focus.fwhm_xy_um or 2 * limit_um
-    axial_um = focus.fwhm_z_um or 4 * step_um
+    axial_um = (focus.fwhm_z_um or 4 * step_um) * deeper
     if stored_psf is None:
         pixel_um = lateral_um / uniform(rng, settings.fwhm) if settings.pixel is None else uniform(rng, settings.pixel)
         # Planes no closer than half the depth of focus: what lies between looks the same to the microscope.
@@ -124,12 +128,14 @@ def draw_conditions(
     fwhm_px = lateral_um / pixel_um
     finer = uniform(rng, settings.target_resolution)
     haze = None if settings.haze is None or settings.microscope != "widefield" else uniform(rng, settings.haze)
-    photons = log_uniform(rng, settings.photon_span)
+    camera = _draw_camera(rng, settings)
+    background = uniform(rng, settings.background)
+    photons = min(log_uniform(rng, settings.photon_span), _full_well(settings, camera, background))
     return Conditions(
         optics=optics,
         pixel_um=pixel_um,
         z_um=z_um,
-        stage_um=tuple(best_um + defocus_um - z for z in z_um),
+        stage_um=tuple(best_um + defocus_um - z / deeper for z in z_um),
         fwhm_px=fwhm_px,
         fwhm_z_um=axial_um,
         target_fwhm_px=max(finer * fwhm_px, settings.target_least),
@@ -138,10 +144,20 @@ def draw_conditions(
         absorption=uniform(rng, settings.absorption),
         phase_rad=uniform(rng, settings.phase),
         photons=photons,
-        background_photons=photons * uniform(rng, settings.background),
-        camera=_draw_camera(rng, settings),
+        background_photons=photons * background,
+        camera=camera,
         scmos=bool(rng.random() < settings.scmos),
     )
+
+
+def _full_well(settings: PairsSettings, camera: Camera, background: float) -> float:
+    """Photons at the peak that nearly fill the camera: an exposure is set so that an image does not saturate.
+
+    Never below the least that the user asks for; what saturates then is recorded.
+    """
+    electrons = (camera.white_adu - camera.offset_adu) / camera.gain_adu - camera.dark_e
+    reserve = 0.6 if settings.microscope == "brightfield" else 0.8 / (1.0 + background)
+    return max(settings.photon_span[0], reserve * electrons / camera.quantum_efficiency)
 
 
 @dataclass(frozen=True)
@@ -192,7 +208,21 @@ def _draw_zernike(rng: np.random.Generator, settings: PairsSettings) -> tuple[tu
         direction *= uniform(rng, settings.aberration) / np.linalg.norm(direction)
         for j, value in zip(_ABERRATIONS, direction, strict=True):
             waves[j] = waves.get(j, 0.0) + float(value)
-    return tuple(sorted(waves.items()))
+    return tuple(sorted({**waves, **_register(waves)}.items()))
+
+
+def _register(waves: dict[int, float]) -> dict[int, float]:
+    """Tilts (terms 1 and 2) that bring the centroid of the PSF back to the axis: recorded and target are in register.
+
+    The centroid moves by the mean slope of the pupil, by the divergence theorem sqrt(2 (n + 1)) for each term of
+    angular order 1; a tilt has 2.
+    """
+    slopes = {-1: 0.0, 1: 0.0}
+    for j, value in waves.items():
+        n, m = order(j)
+        if abs(m) == 1:
+            slopes[m] += value * math.sqrt(2 * (n + 1))
+    return {j: -slope / 2 for j, slope in ((1, slopes[-1]), (2, slopes[1])) if slope}
 
 
 def _transmission(rng: np.random.Generator, settings: PairsSettings, microscope: Microscope) -> Transmission:

@@ -146,6 +146,13 @@ def set_up(settings: OpticsSettings, recorded: RecordedOptics | None, scale_zyx_
             aplanatic=settings.aplanatic,
             zernike_waves=settings.zernike,
         )
+        if kind == "light-sheet" and objective.depth_um > 0:
+            from mrbcr_cli.optics.psf import with_sheet_in_focus
+
+            optics = with_sheet_in_focus(optics)
+            notes.append(
+                f"the light sheet is at the best focus, {optics.sheet_um:.3g} um of stage from the nominal one"
+            )
     setup = Setup(kind, optics, 1.0, 1.0, ())
     z, y, _ = setup.nyquist_zyx_um
     pixel = settings.pixel or scale_zyx_um[1]

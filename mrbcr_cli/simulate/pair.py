@@ -101,6 +101,7 @@ def make_pair(job: PairsJob, index: int) -> Pair:
         "conditions": conditions.record(),
         "psf_file": None if job.psf is None else {"name": job.psf.name, "sha256": job.psf.sha256},
         "haze_share": share,
+        "saturated_share": float(np.mean(blurred == conditions.camera.white_adu)),
         "range": _display_range(blurred),
         "target": {
             "what": "plane of focus through a Gaussian, with background and darkest haze",
@@ -174,7 +175,30 @@ def _plane_otfs(conditions: Conditions, stored: StoredPsfPlanes | None, field_px
     psf = compute_psf(microscope, grid, normalize="none", z_um=stage).numpy()
     sums = psf.sum((1, 2), keepdims=True)
     unit = sums[:-1] if microscope.kind == "widefield" else sums[-1:]
-    return _centred_spectra(psf[:-1] / unit, field_px)
+    spectra = _centred_spectra(psf[:-1] / unit, field_px)
+    if microscope.zernike_waves:
+        spectra *= _shift_back(psf[-1], field_px)
+    return spectra
+
+
+def _shift_back(psf_yx: Image, field_px: int) -> NDArray[np.complex64]:
+    """Phase ramp that brings the core of the in-focus PSF (centroid of its square) to the origin.
+
+    The tilts of `conditions` did so for the centroid of all its light; this is what is left for the core, which is what
+    shows, so that recorded image and target are in register.
+    """
+    weight = psf_yx.astype(np.float64) ** 2
+    y, x = (
+        float((weight.sum(1 - axis) * (np.arange(n) - n // 2)).sum() / weight.sum())
+        for axis, n in enumerate(weight.shape)
+    )
+    phase = fft.fftfreq(field_px)[:, None] * y + fft.rfftfreq(field_px)[None, :] * x
+    # The highest frequency of an even size has no sign; its ramp must be real.
+    ramp = np.exp(2j * math.pi * phase)
+    if field_px % 2 == 0:
+        ramp[field_px // 2], ramp[:, -1] = ramp[field_px // 2].real, ramp[:, -1].real
+    single: NDArray[np.complex64] = ramp.astype(np.complex64)
+    return single
 
 
 def _stored_otfs(conditions: Conditions, stored: StoredPsfPlanes, field_px: int) -> NDArray[Any]:

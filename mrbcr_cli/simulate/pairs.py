@@ -35,6 +35,7 @@ from mrbcr_cli.stream.pool import run_blocks
 from mrbcr_cli.stream.signals import stop_on_signal
 
 _SHEET = 16
+_MUCH_SATURATED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,12 @@ def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str
         raise IncompleteError(
             f"{target.store}: cannot be written ({error.strerror or error}); run the same command to resume"
         ) from error
+    saturated = sum(r.clipped for r in ledger.records.values()) / (settings.count * settings.patch**2)
+    if saturated > _MUCH_SATURATED:
+        reporter.warn(
+            f"{100 * saturated:.2g} % of the recorded pixels are saturated: lower --photons, --gain or --offset, "
+            "or raise --bit-depth"
+        )
     seconds = time.monotonic() - started
     reporter.info(f"{target.store}: {settings.count} pairs of {settings.patch} px in {clock_text(seconds)}")
 
@@ -269,8 +276,8 @@ def _run(
     done = min(count, (shards - len(remaining)) * SHARD)
     with reporter.progress(target.store.name, count, unit="pairs", done=done) as progress:
 
-        def on_done(shard: int, checksum: str) -> None:
-            ledger.append(BlockRecord(shard, checksum))
+        def on_done(shard: int, made: tuple[str, int]) -> None:
+            ledger.append(BlockRecord(shard, made[0], clipped=made[1]))
             progress.advance(steps=min(SHARD, count - shard * SHARD))
 
         try:
@@ -283,15 +290,15 @@ def _run(
         raise InterruptedRunError(f"{target.store}: interrupted; run the same command to resume")
 
 
-def _make_shard(task: _ShardTask, shard: int) -> str:
-    """Make and write the pairs of one shard; return the BLAKE2b of their pixels."""
+def _make_shard(task: _ShardTask, shard: int) -> tuple[str, int]:
+    """Make and write the pairs of one shard; return the BLAKE2b of their pixels and how many are saturated."""
     first = shard * SHARD
     pairs = [make_pair(task.job, index) for index in range(first, min(first + SHARD, task.job.settings.count))]
     blurred, sharp = np.stack([p.blurred for p in pairs]), np.stack([p.sharp for p in pairs])
     write_shard(task.store, first, blurred, sharp, [p.record for p in pairs])
     digest = hashlib.blake2b(blurred.tobytes(), digest_size=16)
     digest.update(sharp.tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest(), int(np.count_nonzero(blurred == 2**task.job.settings.bit_depth - 1))
 
 
 def _provenance(job: PairsJob, mark: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from mrbcr_cli.optics.microscope import LARGEST_ZERNIKE
 from mrbcr_cli.simulate.optics_settings import LARGEST_PIXEL_UM
 
 Range = tuple[float, float]
@@ -170,6 +171,10 @@ class PairsSettings(BaseModel):
         if self.planes % 2 == 0:
             raise ValueError(f"planes must be odd, so that one is in focus, not {self.planes}")
         for j in self.zernike:
+            if 0 <= j <= 2:
+                raise ValueError(f"Zernike term {j} only moves the image (piston, tilt): leave it out")
+            if j > LARGEST_ZERNIKE:
+                raise ValueError(f"Zernike index {j} is above {LARGEST_ZERNIKE}; is it an OSA/ANSI index?")
             if j < 0:
                 raise ValueError(f"Zernike index {j} is negative; OSA/ANSI indices count from 0 (4 is defocus)")
         if self.psf is not None:

@@ -140,6 +140,61 @@ def test_target_resolution_is_what_the_record_says() -> None:
     assert profile_fwhm(recorded, 1.0) == pytest.approx(conditions.fwhm_px, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"aberration": (0.1, 0.1)},
+        {"zernike": {7: 0.15, 8: -0.1, 17: 0.05}},
+        {"depth": (6.0, 6.0), "ns": 1.37},
+        {"defocus": (0.4, 0.4)},
+        {"microscope": "confocal", "aberration": 0.05},
+        {"microscope": "two-photon"},
+        {"microscope": "light-sheet", "depth": 30.0, "ns": 1.38},
+    ],
+)
+def test_recorded_and_target_are_in_register(change: dict[str, Any]) -> None:
+    """The image of a point in the plane of focus is where the target is (centroid of the core), to a tenth of a px."""
+    from mrbcr_cli.simulate import pair as module
+
+    settings = PairsSettings(
+        **{"patch": 96, "fwhm": 4.0, "haze": None, "na": 1.1, "ni": 1.33, "thickness": 3.0} | change
+    )
+    for seed in range(3):
+        conditions = module.draw_conditions(np.random.default_rng(seed), settings)
+        scene = np.zeros((len(conditions.z_um), 150, 150), np.float32)
+        scene[len(scene) // 2, 75, 75] = 1.0
+        light = module._emitted(scene, conditions, None, settings.patch)[0].astype(np.float64)
+        y, x = ndimage.center_of_mass((light - light.min()) ** 2)
+        assert abs(y - 75) < 0.1 and abs(x - 75) < 0.1
+
+
+def test_light_sheet_and_stage_follow_the_layers() -> None:
+    """The sheet is where the detection is sharpest; a plane z deeper is z * ni / ns of stage away."""
+    settings = PairsSettings(microscope="light-sheet", na=1.0, ni=1.33, ns=1.38, depth=60.0, thickness=5.0)
+    conditions = make_conditions(settings)
+    middle = len(conditions.z_um) // 2
+    assert conditions.optics.sheet_um == pytest.approx(conditions.stage_um[middle], abs=0.3)  # type: ignore[union-attr]
+    z, stage = np.array(conditions.z_um), np.array(conditions.stage_um)
+    assert np.allclose(stage[middle] - stage, z * 1.33 / 1.38)
+
+
+def make_conditions(settings: PairsSettings) -> Any:
+    from mrbcr_cli.simulate.conditions import draw_conditions
+
+    return draw_conditions(np.random.default_rng(0), settings)
+
+
+def test_exposures_do_not_saturate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Photons are drawn within what the camera holds; what the user insists on is warned of and recorded."""
+    few = ("--bit-depth", 8, "--count", 30, "--patch", 32, "--planes", 3)
+    assert pairs("-o", tmp_path / "p.zarr", *few) == 0
+    assert "saturated" not in capsys.readouterr().err
+    assert np.mean(read_pairs(tmp_path / "p.zarr", 0, 30)[0] == 255) < 2e-3
+    assert pairs("-o", tmp_path / "q.zarr", "--photons", 5000, *few) == 0
+    assert "% of the recorded pixels are saturated" in capsys.readouterr().err
+    assert max(r["saturated_share"] for r in read_pairs(tmp_path / "q.zarr", 0, 30)[2]) > 0.1
+
+
 def test_splits_are_by_source(tmp_path: Path) -> None:
     folder = sharp_images(tmp_path / "sharp", 7)
     assert pairs("-o", tmp_path / "p.zarr", "--source", folder, "--count", 200, *SMALL) == 0
