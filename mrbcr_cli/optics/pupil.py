@@ -24,6 +24,7 @@ Tensor = torch.Tensor
 _LEAST_SAMPLES = 192
 _EDGE_POINTS = 16
 _MARGIN = 1.2
+_NEARLY_CRITICAL = 0.97
 _BATCH_BYTES = 2**27
 
 
@@ -51,6 +52,8 @@ def sample_count(microscope: Microscope, wavelength_um: float, reach_um: float, 
     spread_um = reach_um + z_max_um * tangent + _path_spread_um(microscope)
     count = math.ceil(_MARGIN * 4 * objective.na / wavelength_um * spread_um)
     least = _LEAST_SAMPLES * (2 if critical_angles(objective) else 1)
+    if objective.depth_um > 0 and objective.na > _NEARLY_CRITICAL * objective.ns:
+        count *= 2  # some rays leave the emitter almost sideways
     return max(least, count) // 2 * 2
 
 
@@ -58,7 +61,9 @@ def _path_spread_um(microscope: Microscope) -> float:
     """How far the mismatch of the layers alone carries a ray sideways: the slope of the path against q."""
     na = microscope.objective.na
     q = torch.linspace(0, na, 513, dtype=torch.float64)
-    return float(fixed_path_um(microscope.objective, q).real.diff().abs().quantile(0.99)) * 512 / na
+    slopes = fixed_path_um(microscope.objective, q).real.diff().abs() * 512 / na
+    # At a critical angle the slope has no bound; the few rays beside it are left to the doubling above.
+    return float(slopes.quantile(0.99) if na > _NEARLY_CRITICAL * microscope.objective.ns else slopes.max())
 
 
 def make_pupil(microscope: Microscope, wavelength_um: float, samples: int, device: torch.device | str = "cpu") -> Pupil:

@@ -20,6 +20,7 @@ Tensor = torch.Tensor
 Array = NDArray[np.float64]
 
 _POINTS = 6
+_POINTS_AT_ONCE = 32_768
 _OVERSAMPLING = 4
 """Table samples per pixel or Nyquist interval, whichever is shorter: interpolation then errs by about 1e-6."""
 
@@ -102,19 +103,28 @@ def _octant_index(y: Array, x: Array, start: float) -> NDArray[np.int64]:
 def _at(
     table: Tensor, step_um: float, y_um: Array, x_um: Array, grid: Grid, nyquist_um: float, dtype: torch.dtype
 ) -> Tensor:
+    """The table at points (nz, n), in runs of points: the sparse matrix is much larger than what it makes."""
     offsets, share = pixel_nodes(grid, nyquist_um)
-    r_um = np.hypot((y_um[:, None] + offsets)[:, :, None], (x_um[:, None] + offsets)[:, None, :])
-    weights = np.broadcast_to(share[:, None] * share[None, :], r_um.shape)
-    flat = (len(y_um), -1)
-    matrix = interpolation(r_um.reshape(flat), weights.reshape(flat), step_um, table.shape[1])
-    if table.device.type == "cpu":
+    columns = table.T.contiguous()
+    values = torch.empty((len(y_um), len(table)), dtype=dtype, device=table.device)
+    for start in range(0, len(y_um), _POINTS_AT_ONCE):
+        run = slice(start, start + _POINTS_AT_ONCE)
+        r_um = np.hypot((y_um[run, None] + offsets)[:, :, None], (x_um[run, None] + offsets)[:, None, :])
+        weights = np.broadcast_to(share[:, None] * share[None, :], r_um.shape)
+        flat = (len(r_um), -1)
+        matrix = interpolation(r_um.reshape(flat), weights.reshape(flat), step_um, table.shape[1])
+        values[run] = _product(matrix, columns, dtype)
+    return values.T.contiguous()
+
+
+def _product(matrix: sparse.csr_matrix, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    if columns.device.type == "cpu":
         narrow = np.float32 if dtype == torch.float32 else np.float64
-        product = matrix.astype(narrow) @ np.ascontiguousarray(table.T.numpy().astype(narrow))
-        return torch.from_numpy(product).T.contiguous().to(dtype)
+        return torch.from_numpy(matrix.astype(narrow) @ columns.numpy().astype(narrow))
     coo = matrix.tocoo()
-    index = torch.from_numpy(np.stack([coo.row, coo.col])).to(table.device)
-    gpu = torch.sparse_coo_tensor(index, torch.from_numpy(coo.data).to(table.device), matrix.shape)
-    spread: Tensor = torch.sparse.mm(gpu, table.T).T.contiguous().to(dtype)
+    index = torch.from_numpy(np.stack([coo.row, coo.col])).to(columns.device)
+    gpu = torch.sparse_coo_tensor(index, torch.from_numpy(coo.data).to(columns.device), matrix.shape)
+    spread: Tensor = torch.sparse.mm(gpu, columns).to(dtype)
     return spread
 
 

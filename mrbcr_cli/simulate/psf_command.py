@@ -43,7 +43,7 @@ def write_psf(
         )
     settings = load_configuration(PsfSettings, config, options, COMMAND)
     _check_names(output, figure, settings.like, overwrite=overwrite)
-    _deliver(make_psf(settings), output, figure, reporter, command)
+    _deliver(make_psf(settings, reporter.info), output, figure, reporter, command)
 
 
 def write_bead_psf(

@@ -6,6 +6,7 @@ Invariant: everything that can be wrong is found before anything is written; the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,9 @@ from mrbcr_cli.simulate.optics_settings import OpticsSettings, Setup, set_up
 DEFAULT_PLANES = 33
 _LATERAL_RANGE = (65, 401)
 TRANSMISSION_CHANNELS = ("absorption response", "phase response", "absorption transfer", "phase transfer")
+_FLOPS = 3e10
+"""Complex matrix products of one to two cores, cautiously; the time that is announced comes from it."""
+_LONG_S = 20.0
 _CUT_SHARE = 0.03
 """Of the light of the outermost plane that a volume may lose unremarked."""
 
@@ -92,8 +96,10 @@ def read_like(settings: OpticsSettings) -> tuple[RecordedOptics | None, tuple[fl
     return recorded, tuple(info.scale_um(axis) for axis in "ZYX")
 
 
-def make_psf(settings: PsfSettings) -> MadePsf:
-    """Compute the PSF of the settings. Raises InputError before anything heavy for what is impossible."""
+def make_psf(settings: PsfSettings, say: Callable[[str], None] = lambda _: None) -> MadePsf:
+    """Compute the PSF of the settings; `say` hears beforehand when it will take long.
+
+    Raises InputError before anything heavy for what is impossible."""
     setup = set_up(settings, *read_like(settings))
     scanned = setup.kind in ("confocal", "two-photon")
     grid = Grid(
@@ -103,7 +109,7 @@ def make_psf(settings: PsfSettings) -> MadePsf:
         settings.sampling or ("point" if scanned else "pixel"),
         settings.centring,
     )
-    _refuse_too_large(grid)
+    _refuse_too_large(setup, grid, say)
     if isinstance(setup.optics, Transmission):
         return _transmission_psf(settings, setup, setup.optics, grid)
     from mrbcr_cli.optics.psf import compute_psf
@@ -118,15 +124,34 @@ def make_psf(settings: PsfSettings) -> MadePsf:
     return MadePsf(psf, "ZYX", voxel, facts, setup.notes, _warnings(setup, grid, psf, captured))
 
 
-def _refuse_too_large(grid: Grid) -> None:
-    """A PSF is made in memory: about twelve bytes a voxel."""
-    from mrbcr_cli.capacity import available_memory_bytes
-    from mrbcr_cli.console import bytes_text
+def _refuse_too_large(setup: Setup, grid: Grid, say: Callable[[str], None]) -> None:
+    """Raise InputError where memory will not do, and `say` where it will take long.
 
-    need, free = 12 * math.prod(grid.shape_zyx), available_memory_bytes()
+    A PSF is made in memory: about twenty bytes a voxel, and through a pupil the pupil's samples several times.
+    """
+    from mrbcr_cli.capacity import available_memory_bytes
+    from mrbcr_cli.console import bytes_text, clock_text
+
+    voxels, per_plane = math.prod(grid.shape_zyx), math.prod(grid.shape_zyx[1:])
+    need, free = 20 * voxels + 80 * per_plane, available_memory_bytes()
+    aberrated = isinstance(setup.optics, Microscope) and bool(setup.optics.zernike_waves)
+    if isinstance(setup.optics, Microscope) and setup.optics.zernike_waves:
+        from mrbcr_cli.optics.pupil import sample_count
+        from mrbcr_cli.optics.sampling import farthest_um
+
+        z_um = max(abs(z) for z in grid.offsets_um(0))
+        wavelength = min(setup.optics.excitation_um, setup.optics.wavelength_um)
+        samples = sample_count(setup.optics, wavelength, farthest_um(grid), z_um)
+        need += 5 * 16 * 6 * samples**2 + 60 * voxels
+        seconds = 5 * 8 * grid.shape_zyx[0] * samples * grid.shape_zyx[2] * (samples + grid.shape_zyx[1]) / _FLOPS
+        if seconds > _LONG_S:
+            say(f"aberrated: through a pupil of {samples} x {samples} samples, about {clock_text(seconds)} (h:mm:ss)")
     if need > free:
         sizes = " x ".join(map(str, grid.shape_zyx))
-        raise InputError(f"a PSF of {sizes} voxels needs {bytes_text(need)} of memory, {bytes_text(free)} are free")
+        why = "; aberrated PSFs need a pupil as fine as the volume is wide and deep" if aberrated else ""
+        raise InputError(
+            f"a PSF of {sizes} voxels needs {bytes_text(need)} of memory, {bytes_text(free)} are free{why}"
+        )
 
 
 def default_shape(setup: Setup) -> tuple[int, int, int]:
@@ -200,11 +225,13 @@ def captured_shares(microscope: Microscope, psf: NDArray[np.float32], grid: Grid
     """
     if microscope.kind != "widefield" or microscope.zernike_waves:
         return None
+    import torch
+
     from mrbcr_cli.optics.psf import compute_psf
 
-    ends = [grid.shape_zyx[0] // 2, 0, grid.shape_zyx[0] - 1]
-    scaled = compute_psf(microscope, grid, normalize="plane")
-    focus, first, last = (float(scaled[k].double().sum()) for k in ends)
+    z = grid.offsets_um(0)
+    ends = torch.tensor([z[len(z) // 2], z[0], z[-1]], dtype=torch.float64)
+    focus, first, last = compute_psf(microscope, grid, normalize="plane", z_um=ends).double().sum((1, 2)).tolist()
     return focus, min(first, last)
 
 

@@ -16,7 +16,7 @@ from mrbcr_cli.optics.microscope import Grid, Microscope, Objective, find_preset
 from mrbcr_cli.optics.psf import compute_psf, find_focus, sheet_profile
 from mrbcr_cli.optics.zernike import order, parse_zernike, polynomial
 
-SLOWLY = settings(max_examples=25, deadline=None)
+SLOWLY = settings(max_examples=25, deadline=None, derandomize=True)
 FLOAT64 = torch.float64
 
 
@@ -101,7 +101,7 @@ def test_plane_energy_is_the_pupils(microscope: Microscope, coarse: float) -> No
     assert 0.7 < share < 1.0 + 1e-6
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(microscopes(mismatched=True, models=("scalar", "vectorial", "born-wolf")), st.sampled_from(["point", "pixel"]))
 def test_pupil_agrees_with_radial_tables(microscope: Microscope, sampling: Any) -> None:
     """Both ways compute one PSF, in one unit; nothing but the sampling of the pupil lies between them."""
@@ -110,7 +110,9 @@ def test_pupil_agrees_with_radial_tables(microscope: Microscope, sampling: Any) 
     grid = Grid((3, 41, 41), 0.9 * nyquist_um(microscope), 0.3, sampling)
     radial = compute_psf(microscope, grid, normalize="none", dtype=FLOAT64)
     through = compute_psf(replace(microscope, zernike_waves=((4, 0.0),)), grid, normalize="none", dtype=FLOAT64)
-    limit = 5e-4 if microscope.objective.na < microscope.objective.ns else 6e-3
+    objective = microscope.objective
+    # The tolerance of OPTICS.md for aberrated PSFs; where rays leave the emitter almost sideways, of its widest gate.
+    limit = 1e-3 if objective.na < 0.97 * objective.ns or objective.depth_um == 0 else 1.5e-2
     assert float((radial - through).abs().max() / radial.max()) < limit
 
 
