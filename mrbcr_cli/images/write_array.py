@@ -18,6 +18,8 @@ from mrbcr_cli.errors import IncompleteError, InputError
 from mrbcr_cli.images import TIFF_SUFFIXES
 from mrbcr_cli.images.base import OutputSpec
 
+_LONGEST_NAME = 200
+"""Bytes; file systems take 255, and working names are longer than the output's."""
 SUFFIXES = (*TIFF_SUFFIXES, ".zarr", ".npz")
 
 
@@ -25,6 +27,8 @@ def check_free(path: Path, *, overwrite: bool, suffixes: tuple[str, ...] = SUFFI
     """Refuse a name that cannot be written: unknown suffix, taken, or below a file. Raises InputError."""
     if not path.name.lower().endswith(suffixes):
         raise InputError(f"{path}: the name must end in {', '.join(suffixes)}; it says what is written")
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise InputError(f"{path.name[:40]}...: is too long for a file name; make it shorter")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; use --overwrite to replace it, or another --output")
     if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists() and not (path / ".zgroup").exists():

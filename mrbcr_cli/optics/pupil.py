@@ -49,7 +49,8 @@ def sample_count(microscope: Microscope, wavelength_um: float, reach_um: float, 
     """
     objective = microscope.objective
     tangent = objective.na / math.sqrt(objective.n_immersion**2 - objective.na**2)
-    spread_um = reach_um + z_max_um * tangent + _path_spread_um(microscope)
+    # The layers count double: their phase turns fastest at the edge, where samples are cut by the disc.
+    spread_um = reach_um + z_max_um * tangent + 2 * _path_spread_um(microscope)
     count = math.ceil(_MARGIN * 4 * objective.na / wavelength_um * spread_um)
     least = _LEAST_SAMPLES * (2 if critical_angles(objective) else 1)
     if objective.depth_um > 0 and objective.na > _NEARLY_CRITICAL * objective.ns:

@@ -67,7 +67,9 @@ class OpticsSettings(BaseModel):
         if isinstance(value, str):
             return parse_zernike(value)
         if isinstance(value, dict):
-            return tuple((int(j), float(w)) for j, w in value.items())
+            if not all(type(j) is int and isinstance(w, int | float) for j, w in value.items()):
+                raise ValueError("must map OSA/ANSI indices to RMS waves, e.g. {4: 0.1, 11: -0.05}")
+            return tuple((j, float(w)) for j, w in value.items())
         return value
 
     @field_validator("pixel")

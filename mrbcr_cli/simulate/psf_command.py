@@ -16,6 +16,7 @@ from mrbcr_cli.configuration import load_configuration
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.write_array import check_free, write_array
+from mrbcr_cli.simulate.optics_settings import LARGEST_PIXEL_UM
 from mrbcr_cli.simulate.psf_file import MadePsf, PsfSettings, make_psf, output_spec, summary_lines
 
 COMMAND = "mrbcr simulate psf"
@@ -112,8 +113,10 @@ def _read_beads(
     finally:
         reader.close()
     if given_voxel is not None:
-        if min(given_voxel) <= 0:
-            raise InputError(f"--voxel must be three positive lengths in um, not {' '.join(map(str, given_voxel))}")
+        if not all(0 < v <= LARGEST_PIXEL_UM for v in given_voxel):
+            raise InputError(
+                f"--voxel must be three lengths in um, above 0 and up to 20, not {' '.join(map(str, given_voxel))}"
+            )
         return image, given_voxel, notes
     flat = (stored[0] or stored[1] if image.shape[0] == 1 else stored[0], stored[1], stored[2])
     if None in flat:

@@ -212,6 +212,7 @@ BAD = [
     (("--na", "1.0", "--shape", "2001", "2001", "2001"), "of memory"),
     (("--na", "1.0", "--like", "nosuch.tif"), "no such file"),
     (("--from-beads", "nosuch.tif"), "no such file"),
+    (("-o", "x" * 300 + ".tif", "--na", "1.0"), "too long"),
 ]
 
 
