@@ -142,10 +142,11 @@ def pairs(
         raise InputError("--output: name the Zarr group to write, e.g. -o pairs.zarr")
 
     from mrbcr_cli.simulate.pairs import PairsTarget, simulate_pairs
+    from mrbcr_cli.workfolder import Target
 
     simulate_pairs(
         settings,
-        PairsTarget(output, npz, figure),
+        PairsTarget(Target(output, "ome-zarr"), npz, figure),
         Reporter(quiet=quiet, as_json=as_json),
         workers=workers,
         overwrite=overwrite,

@@ -65,6 +65,11 @@ def check_target(source: SourceSpec, target: Target) -> None:
             raise InputError(f"{target.path}: the output lies inside the input {name}; choose another --output")
         if output in given.parents:
             raise InputError(f"{target.path}: the input {name} lies inside the output; choose another --output")
+    check_place(target)
+
+
+def check_place(target: Target) -> None:
+    """Refuse a place that cannot hold the output or its working folder. Raises InputError."""
     parent = target.path.parent
     if parent.exists() and not parent.is_dir():
         raise InputError(f"{parent}: is not a folder, so {target.path.name} cannot be written there")

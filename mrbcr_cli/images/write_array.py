@@ -42,7 +42,7 @@ def check_free(path: Path, *, overwrite: bool, suffixes: tuple[str, ...] = SUFFI
             break
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def _put_in_place(partial: Path, path: Path) -> None:
     """Rename a finished file or folder to its name; an older folder steps aside first and is removed last."""
     if not path.is_dir():
         partial.replace(path)
@@ -64,7 +64,7 @@ def write_array(path: Path, spec: OutputSpec, array: NDArray[Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
         _write(partial, path.name.lower(), spec, array)
-        put_in_place(partial, path)
+        _put_in_place(partial, path)
     except OSError as error:
         _remove(partial)
         raise IncompleteError(f"{path}: cannot be written ({error.strerror or error})") from error

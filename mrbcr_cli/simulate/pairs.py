@@ -9,11 +9,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import shutil
 import threading
 import time
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,22 @@ import numpy as np
 from mrbcr_cli import __version__
 from mrbcr_cli.capacity import cpu_count
 from mrbcr_cli.console import Reporter, clock_text
-from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
+from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError
 from mrbcr_cli.images.pairs_store import SHARD, create_pairs, finish_pairs, read_info, read_pairs, write_shard
-from mrbcr_cli.images.write_array import check_free, put_in_place
+from mrbcr_cli.images.write_array import check_free
 from mrbcr_cli.simulate.conditions import StoredFocus, check_extremes
 from mrbcr_cli.simulate.npz import check_npz
 from mrbcr_cli.simulate.pair import PairsJob, StoredPsfPlanes, make_pair
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, lock, read_ledger
-from mrbcr_cli.stream.pool import run_blocks
+from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, read_ledger
+from mrbcr_cli.stream.pool import RESUME, Work, drive, workers_for
 from mrbcr_cli.stream.signals import stop_on_signal
+from mrbcr_cli.workfolder import Target, busy, check_place, drop_partial, finished_before, put_in_place
 
 _SHEET = 16
+_IN_FLIGHT = 2
+"""Shards handed out per worker, so that none waits for the driver."""
 _MUCH_SATURATED = 1e-3
 
 
@@ -42,14 +45,14 @@ _MUCH_SATURATED = 1e-3
 class PairsTarget:
     """Where the pairs go."""
 
-    store: Path
+    target: Target
     npz: Path | None = None
     figure: Path | None = None
 
     @property
-    def partial(self) -> Path:
-        """Working folder of an unfinished run."""
-        return self.store.with_name(self.store.name + ".partial")
+    def path(self) -> Path:
+        """The Zarr group."""
+        return self.target.path
 
 
 @dataclass(frozen=True)
@@ -131,45 +134,44 @@ def simulate_pairs(
     workers = cpu_count() if workers is None else workers
     if workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
-    _check_names(target, overwrite=overwrite)
+    before = _check_names(target, overwrite=overwrite)
     _check_apart(settings, target)
     job = plan_pairs(settings)
     mark = fingerprint(job)
-    before = target.store.exists() and not overwrite
-    if before:
-        if read_info(target.store).attributes.get("fingerprint") != mark:
-            raise FingerprintError(f"{target.store}: made otherwise before; use --overwrite or another name")
-        reporter.info(f"{target.store}: already done, nothing to do")
+    if before is not None:
+        if before.get("fingerprint") != mark:
+            raise FingerprintError(f"{target.path}: made otherwise before; use --overwrite or another name")
+        reporter.info(f"{target.path}: already done, nothing to do")
     elif not dry_run:
-        _carry_out(job, target, reporter, mark, workers)
+        _carry_out(job, target.target, reporter, mark, workers)
     facts = describe(job, target)
     if dry_run:
         reporter.event("planned", **facts)
         reporter.info(f"would write {facts['pairs']} pairs of {settings.patch} px, about {facts['bytes'] / 1e6:.0f} MB")
         return
-    extras = _extras(_without_existing(target, reporter) if before else target, reporter)
+    extras = _extras(target if before is None else _without_existing(target, reporter), reporter)
     reporter.event("done", **facts, **extras)
-    reporter.data(str(target.store))
+    reporter.data(str(target.path))
 
 
-def _check_names(target: PairsTarget, *, overwrite: bool) -> None:
-    check_free(target.store, overwrite=True, suffixes=(".zarr",))
-    if target.store.exists() and not overwrite:
-        read_info(target.store)  # of ours, or an error that says it is not
-    if target.store.exists() and not target.store.is_dir():
-        raise InputError(f"{target.store}: is a file, not a Zarr group; move it away")
-    anew = overwrite or target.store.exists()  # beside a finished set, what exists of these is left alone: `_extras`
+def _check_names(target: PairsTarget, *, overwrite: bool) -> dict[str, Any] | None:
+    """Check every name; return what a finished set of ours at the output says of itself. Raises InputError."""
+    check_free(target.path, overwrite=True, suffixes=(".zarr",))
+    check_place(target.target)
+    if target.path.exists() and not target.path.is_dir():
+        raise InputError(f"{target.path}: is a file, not a Zarr group; move it away")
+    before = finished_before(target.target, resume=True, overwrite=overwrite)
+    anew = overwrite or before is not None  # beside a finished set, what exists of these is left alone: `_extras`
     if target.figure is not None:
         check_free(target.figure, overwrite=anew, suffixes=(".png",))
     if target.npz is not None:
         check_npz(target.npz, overwrite=anew)
-    if target.partial.exists() and not target.partial.is_dir():
-        raise InputError(f"{target.partial}: is a file where the working folder must go; move it away")
+    return before
 
 
 def _check_apart(settings: PairsSettings, target: PairsTarget) -> None:
     """Refuse an output that is an input, or lies where the sources are looked for: it would be a source next time."""
-    outputs = [p.resolve() for p in (target.store, target.npz, target.figure) if p is not None]
+    outputs = [p.resolve() for p in (target.path, target.npz, target.figure) if p is not None]
     for pattern in settings.source:
         source = Path(pattern)
         folder = source if source.is_dir() else source.parent
@@ -187,9 +189,9 @@ def _check_apart(settings: PairsSettings, target: PairsTarget) -> None:
 def describe(job: PairsJob, target: PairsTarget) -> dict[str, Any]:
     """JSON-able facts of a job."""
     settings = job.settings
-    per_pair = settings.patch**2 * (4 + np.dtype(np.uint8 if settings.bit_depth <= 8 else np.uint16).itemsize)
+    per_pair = settings.patch**2 * (4 + settings.camera_dtype.itemsize)
     return {
-        "output": str(target.store),
+        "output": str(target.path),
         "pairs": settings.count,
         "splits": split_bounds(job),
         "sources": {s.name: split for s, split in zip(job.sources, job.source_splits, strict=True)},
@@ -203,37 +205,32 @@ def split_bounds(job: PairsJob) -> dict[str, tuple[int, int]]:
     return {name: (stop - count, stop) for name, stop, count in zip(SPLITS, stops, job.counts, strict=True)}
 
 
-def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str, workers: int) -> None:
+def _carry_out(job: PairsJob, target: Target, reporter: Reporter, mark: str, workers: int) -> None:
     started = time.monotonic()
-    store, path = target.partial / "pairs.zarr", target.partial / "ledger.jsonl"
     settings = job.settings
-    camera_dtype = np.dtype(np.uint8 if settings.bit_depth <= 8 else np.uint16)
     shards = -(-settings.count // SHARD)
     try:
-        before = read_ledger(path)
-        if before is None or before.header.get("fingerprint") != mark or not store.is_dir():
-            _drop_partial(target)
+        before = read_ledger(target.ledger)
+        if before is None or before.header.get("fingerprint") != mark or not target.store.is_dir():
+            drop_partial(target)
         target.partial.mkdir(parents=True, exist_ok=True)
         with (
             stop_on_signal(reporter.info) as stop,  # before the ledger shows that a run is under way
-            Ledger(path, {"fingerprint": mark, "version": __version__}) as ledger,
+            Ledger(target.ledger, {"fingerprint": mark, "version": __version__}) as ledger,
         ):
-            if not store.exists():  # made under the lock: another run may have begun meanwhile
-                create_pairs(store, settings.count, settings.patch, camera_dtype)
+            if not target.store.exists():  # made under the lock: another run may have begun meanwhile
+                create_pairs(target.store, settings.count, settings.patch, settings.camera_dtype)
             if ledger.records:
-                reporter.info(f"resuming {target.store.name}: {len(ledger.records)} of {shards} shards are done")
-            _run(_ShardTask(job, store), ledger, shards, target, reporter, workers, stop)
+                reporter.info(f"resuming {target.path.name}: {len(ledger.records)} of {shards} shards are done")
+            _run(_ShardTask(job, target.store), ledger, shards, target, reporter, workers, stop)
             if len(ledger.records) != shards:
-                raise IncompleteError(f"{target.store}: not all shards are done; run the same command to resume")
-            finish_pairs(store, split_bounds(job), _provenance(job, mark))
-            put_in_place(store, target.store)
-        shutil.rmtree(target.partial)
+                raise IncompleteError(f"{target.path}: not all shards are done; {RESUME}")
+            finish_pairs(target.store, split_bounds(job), _provenance(job, mark))
+            put_in_place(target.store, target)
     except LockedError as error:
-        raise IncompleteError(f"{target.partial}: another run is writing there; wait for it") from error
+        raise busy(target) from error
     except OSError as error:
-        raise IncompleteError(
-            f"{target.store}: cannot be written ({error.strerror or error}); run the same command to resume"
-        ) from error
+        raise IncompleteError(f"{target.path}: cannot be written ({error.strerror or error}); {RESUME}") from error
     saturated = sum(r.clipped for r in ledger.records.values()) / (settings.count * settings.patch**2)
     if saturated > _MUCH_SATURATED:
         reporter.warn(
@@ -241,32 +238,14 @@ def _carry_out(job: PairsJob, target: PairsTarget, reporter: Reporter, mark: str
             "or raise --bit-depth"
         )
     seconds = time.monotonic() - started
-    reporter.info(f"{target.store}: {settings.count} pairs of {settings.patch} px in {clock_text(seconds)}")
-
-
-def _drop_partial(target: PairsTarget) -> None:
-    """Remove the working folder of other settings, its ledger first and under its lock.
-
-    Raises InputError for files that are not ours, LockedError while another run is writing there.
-    """
-    if not target.partial.exists():
-        return
-    strangers = [p.name for p in target.partial.iterdir() if p.name not in ("ledger.jsonl", "pairs.zarr")]
-    if strangers:
-        raise InputError(f"{target.partial}: holds files that are not mrbcr's ({strangers[0]}); move it away")
-    path = target.partial / "ledger.jsonl"
-    if path.exists():
-        with path.open("rb") as held:
-            lock(held)
-            path.unlink()
-    shutil.rmtree(target.partial)
+    reporter.info(f"{target.path}: {settings.count} pairs of {settings.patch} px in {clock_text(seconds)}")
 
 
 def _run(
     task: _ShardTask,
     ledger: Ledger,
     shards: int,
-    target: PairsTarget,
+    target: Target,
     reporter: Reporter,
     workers: int,
     stop: threading.Event,
@@ -274,23 +253,29 @@ def _run(
     count = task.job.settings.count
     remaining = [k for k in range(shards) if k not in ledger.records]
     done = min(count, (shards - len(remaining)) * SHARD)
-    with reporter.progress(target.store.name, count, unit="pairs", done=done) as progress:
+    workers = min(workers, len(remaining) or 1)
+    with (
+        workers_for(workers, partial(_shard_work, task)) as submit,
+        reporter.progress(target.path.name, count, unit="pairs", done=done) as progress,
+    ):
 
-        def on_done(shard: int, made: tuple[str, int]) -> None:
-            ledger.append(BlockRecord(shard, made[0], clipped=made[1]))
-            progress.advance(steps=min(SHARD, count - shard * SHARD))
+        def on_done(record: BlockRecord) -> None:
+            ledger.append(record)
+            progress.advance(steps=min(SHARD, count - record.block * SHARD))
 
-        try:
-            complete = run_blocks(
-                _make_shard, task, remaining, workers=min(workers, len(remaining) or 1), on_done=on_done, stop=stop
-            )
-        except InputError as error:  # the input was good when the run began
-            raise IncompleteError(f"{error}; what is done is kept, run the same command to resume") from error
-    if not complete:
-        raise InterruptedRunError(f"{target.store}: interrupted; run the same command to resume")
+        tasks = ((shard,) for shard in remaining)
+        drive(tasks, submit, _IN_FLIGHT * workers, on_done, stop.is_set, target.path, target.partial)
 
 
-def _make_shard(task: _ShardTask, shard: int) -> tuple[str, int]:
+def _shard_work(task: _ShardTask) -> Work:
+    """What does a shard in this process, on one thread: sums come in one order, workers do not fight for cores."""
+    import torch
+
+    torch.set_num_threads(1)
+    return partial(_make_shard, task)
+
+
+def _make_shard(task: _ShardTask, shard: int) -> BlockRecord:
     """Make and write the pairs of one shard; return the BLAKE2b of their pixels and how many are saturated."""
     first = shard * SHARD
     pairs = [make_pair(task.job, index) for index in range(first, min(first + SHARD, task.job.settings.count))]
@@ -298,7 +283,8 @@ def _make_shard(task: _ShardTask, shard: int) -> tuple[str, int]:
     write_shard(task.store, first, blurred, sharp, [p.record for p in pairs])
     digest = hashlib.blake2b(blurred.tobytes(), digest_size=16)
     digest.update(sharp.tobytes())
-    return digest.hexdigest(), int(np.count_nonzero(blurred == 2**task.job.settings.bit_depth - 1))
+    saturated = int(np.count_nonzero(blurred == 2**task.job.settings.bit_depth - 1))
+    return BlockRecord(shard, digest.hexdigest(), clipped=saturated)
 
 
 def _provenance(job: PairsJob, mark: str) -> dict[str, Any]:
@@ -330,12 +316,12 @@ def _without_existing(target: PairsTarget, reporter: Reporter) -> PairsTarget:
 def _extras(target: PairsTarget, reporter: Reporter) -> dict[str, Any]:
     """The NPZ files and the contact sheet, from the finished store."""
     made: dict[str, Any] = {}
-    info = read_info(target.store)
+    info = read_info(target.path)
     if target.npz is not None:
         from mrbcr_cli.simulate.npz import write_npz
 
         try:
-            made["npz"] = [str(p) for p in write_npz(target.store, info, target.npz)]
+            made["npz"] = [str(p) for p in write_npz(target.path, info, target.npz)]
         except OSError as error:
             raise IncompleteError(f"{target.npz}: cannot be written ({error.strerror or error})") from error
         for path in made["npz"]:
@@ -344,7 +330,7 @@ def _extras(target: PairsTarget, reporter: Reporter) -> dict[str, Any]:
         from mrbcr_cli.figures import pairs_figure
 
         numbers = np.unique(np.linspace(0, info.count - 1, min(_SHEET, info.count)).round().astype(int))
-        parts = [read_pairs(target.store, int(k), int(k) + 1) for k in numbers]
+        parts = [read_pairs(target.path, int(k), int(k) + 1) for k in numbers]
         blurred, sharp = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         pairs_figure(target.figure, blurred, sharp, [caption(part[2][0]) for part in parts])
         made["figure"] = str(target.figure)

@@ -10,8 +10,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from mrbcr_cli.optics.camera import Camera
 from mrbcr_cli.optics.microscope import LARGEST_ZERNIKE
 from mrbcr_cli.simulate.optics_settings import LARGEST_PIXEL_UM
 
@@ -204,6 +206,11 @@ class PairsSettings(BaseModel):
             raise ValueError(
                 f"pixel must be at least 0.001, up to {LARGEST_PIXEL_UM:g} um, not {self.pixel[1]:g}; in nm?"
             )
+
+    @property
+    def camera_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Pixel type of the recorded images."""
+        return Camera(bit_depth=self.bit_depth).dtype
 
     @property
     def photon_span(self) -> Range:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, Inte
 from mrbcr_cli.images import TIFF_SUFFIXES, OutputFormat, SourceSpec, open_source, output_format, read_provenance
 from mrbcr_cli.images.base import OutputSpec
 from mrbcr_cli.images.write_array import check_free
-from mrbcr_cli.simulate.stack_blocks import DARK
-from mrbcr_cli.simulate.stack_drive import RESUME, Submit, drive, workers_for
+from mrbcr_cli.optics.imaging import Kernel
+from mrbcr_cli.simulate.stack_blocks import DARK, Job, save_kernel, work_here, work_there
 from mrbcr_cli.simulate.stack_grid import PEAK_SHARE, make_grid, sampled_blocks
 from mrbcr_cli.simulate.stack_light import VolumeLight
 from mrbcr_cli.simulate.stack_plan import StackPlan, describe_plan, plan_stack, provenance, source_of, truth_meaning
 from mrbcr_cli.simulate.stack_settings import StackSettings
 from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError
+from mrbcr_cli.stream.pool import RESUME, Submit, Work, drive, workers_for
 from mrbcr_cli.stream.signals import interrupt_on_signal, stop_on_signal
 from mrbcr_cli.workfolder import (
     Target,
@@ -231,7 +233,7 @@ def _make_blocks(plan: StackPlan, places: Places, ledger: Ledger, reporter: Repo
     label = target.path.name
     with (
         stop_on_signal(reporter.info) as stop,
-        workers_for(plan.job, plan.workers) as submit,
+        workers_for(plan.workers, _work(plan.job, plan.workers), partial(work_here, plan.job)) as submit,
         reporter.progress(label, len(grid), done=len(ledger.records)) as progress,
     ):
         if known is None:
@@ -251,8 +253,16 @@ def _make_blocks(plan: StackPlan, places: Places, ledger: Ledger, reporter: Repo
             reporter.event("block", output=str(target.path), number=record.block, seconds=record.seconds)
 
         tasks = (("render", number, known["factor"]) for number in missing)
-        drive(tasks, submit, plan.workers, on_done, stop.is_set, target)
+        drive(tasks, submit, plan.workers, on_done, stop.is_set, target.path, target.partial)
     return known
+
+
+def _work(job: Job, workers: int) -> Callable[[], Work]:
+    """What a worker process begins with. The kernel, which is large, goes to it by a file."""
+    kernel = job.folder / "image.kernel.npz"
+    if workers > 1:
+        save_kernel(kernel, job.kernel)
+    return partial(work_there, replace(job, kernel=Kernel(np.ones((1, 1, 1), np.float32), None)), kernel)
 
 
 def _sample_light(plan: StackPlan, places: Places, submit: Submit, stopped: Callable[[], bool]) -> dict[str, Any]:
@@ -267,7 +277,8 @@ def _sample_light(plan: StackPlan, places: Places, submit: Submit, stopped: Call
         looked_at = sum(math.prod(s.stop - s.start for s in grid.block(n).core) for n in numbers)
     count = max(1, math.ceil(PEAK_SHARE * looked_at))
     found: list[Any] = []
-    drive(((method, n, count) for n in numbers), submit, plan.workers, found.append, stopped, places.target)
+    tasks = ((method, n, count) for n in numbers)
+    drive(tasks, submit, plan.workers, found.append, stopped, places.target.path, places.target.partial)
     values = np.sort(np.concatenate(found))[::-1]
     peak, brightest = float(values[min(count, len(values)) - 1]), float(values[0])
     if not peak > 0:

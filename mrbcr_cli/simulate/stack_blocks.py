@@ -6,14 +6,9 @@ that no other block touches; so blocks may be made by any process, in any order,
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from mrbcr_cli.simulate.stack_grid import lengths_of
 from mrbcr_cli.simulate.stack_light import Light, slabs_of
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.ledger import BlockRecord
+from mrbcr_cli.stream.pool import Work
 
 Image = NDArray[np.float32]
 Triple = tuple[int, int, int]
@@ -75,6 +71,10 @@ class BlockMaker:
         self._levels: dict[Path, Any] = {}
         self._sensor: tuple[tuple[int, ...], CameraMaps] | None = None
         self._lengths = lengths_of(job.grid, job.kernel, job.light.planes)
+
+    def do(self, method: str, *arguments: Any) -> Any:
+        """Call one of the methods below by its name."""
+        return getattr(self, method)(*arguments)
 
     def image(self, core: Region) -> tuple[Image, Image]:
         """The noise-free image of a box no larger than the grid's blocks, and its truth, both per unit of light."""
@@ -285,9 +285,6 @@ def _overlap(tile: tuple[int, int], box: tuple[slice, slice]) -> tuple[tuple[sli
     return tuple(inside), tuple(outside)
 
 
-_maker: BlockMaker | None = None
-
-
 def save_kernel(path: Path, kernel: Kernel) -> None:
     """Write a kernel for workers to load."""
     parts = {"near": kernel.near, **({} if kernel.far is None else {"far": kernel.far})}
@@ -300,25 +297,12 @@ def load_kernel(path: Path) -> Kernel:
         return Kernel(stored["near"], stored.get("far"), int(stored["bin_px"]))
 
 
-def begin(job: Job, kernel: Path) -> None:
-    """Set a worker process up for a job whose kernel is in a file. It ends with its parent."""
-    global _maker
+def work_here(job: Job) -> Work:
+    """What does a job's tasks in this process: called with the name of a BlockMaker method and its arguments."""
     tune_allocator()  # a tenth of the time would go into getting the same memory again for every slab
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the parent decides; SIGTERM is its way to end a worker
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
-    _maker = BlockMaker(replace(job, kernel=load_kernel(kernel)))
+    return BlockMaker(job).do
 
 
-def work(method: str, *arguments: Any) -> Any:
-    """Call a method of this worker's BlockMaker."""
-    if _maker is None:
-        raise RuntimeError("the worker was not set up")
-    return getattr(_maker, method)(*arguments)
+def work_there(job: Job, kernel: Path) -> Work:
+    """The same in a worker process, for a job whose kernel is in a file."""
+    return work_here(replace(job, kernel=load_kernel(kernel)))

@@ -1,130 +1,152 @@
-"""Blocks of work on processes of this machine: a bounded number under way, results as they come.
+"""Work on processes of this machine: a bounded number of tasks under way, results as they come.
 
-Invariant: a block is a pure function of its number and of what the processes were started with, so neither the number
-of workers nor the order of the blocks shows in the result. With one worker everything runs in this process.
+Invariant: which process does a task, and when, changes nothing of its result; a task that was begun is waited for and
+its result handed over, and `drive` returns only when all tasks are done.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
 
-from mrbcr_cli.errors import IncompleteError
+from mrbcr_cli.errors import IncompleteError, InterruptedRunError, MrbcrError
 
-Setup = TypeVar("Setup")
-Result = TypeVar("Result")
+RESUME = "run the same command to resume"
 
-_IN_FLIGHT = 3
-"""Blocks handed out per worker, so that none waits for the driver."""
-_POLL_S = 0.5
+Work = Callable[..., Any]
+Submit = Callable[..., Future[Any]]
 
-_setup: object = None
-_work: Callable[[Any, int], object] | None = None
+_work: Work | None = None
 
 
-def run_blocks(
-    work: Callable[[Setup, int], Result],
-    setup: Setup,
-    blocks: Iterable[int],
-    *,
-    workers: int,
-    on_done: Callable[[int, Result], None],
-    stop: threading.Event,
-) -> bool:
-    """Call `work(setup, block)` for every block, `on_done(block, result)` here for each as it ends.
+@contextmanager
+def workers_for(count: int, make: Callable[[], Work], here: Callable[[], Work] | None = None) -> Iterator[Submit]:
+    """A function that has tasks done: by `count` processes, or in this one where one is enough.
 
-    `work` is a function of a module and `setup` can be pickled: each process gets it once. Returns False when `stop`
-    was set before all were done; blocks under way are finished then. An error of a block ends the run and is raised
-    after those under way are done; a worker that died is an IncompleteError.
+    `make` is called once in every process and returns what does a task there; `here` takes its place in this process.
+    `make` can be pickled and is small: a process that dies while it is handed more than a pipe holds would leave this
+    one waiting for ever.
     """
-    if workers == 1:
-        return _run_here(work, setup, blocks, on_done, stop)
-    remaining = iter(blocks)
+    if count == 1:
+        work = (here or make)()
+
+        def at_once(*arguments: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            try:
+                future.set_result(work(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        yield at_once
+        return
     # spawn: a fork would copy torch's and zarr's threads in any state.
     context = multiprocessing.get_context("spawn")
-    running: dict[Future[object], int] = {}
-    failure: BaseException | None = None
-    dropped = False
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=partial(_start, work, setup)) as pool:
-        exhausted = False
-        while True:
-            while not exhausted and not stop.is_set() and failure is None and len(running) < _IN_FLIGHT * workers:
-                block = next(remaining, None)
-                if block is None:
-                    exhausted = True
-                else:
-                    running[pool.submit(_call, block)] = block
-            if stop.is_set() or failure is not None:
-                for future in [f for f in running if f.cancel()]:
-                    del running[future]
-                    dropped = True
-            if not running:
-                break
-            done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                block = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    on_done(block, future.result())  # type: ignore[arg-type]
-                elif failure is None:
-                    failure = error
-    if failure is not None:
-        raise _explained(failure)
-    return exhausted and not dropped
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(make,)) as pool:
+
+        def there(*arguments: Any) -> Future[Any]:
+            with _deaf_to_ctrl_c():
+                return pool.submit(_call, *arguments)
+
+        yield there
 
 
-def _run_here(
-    work: Callable[[Setup, int], Result],
-    setup: Setup,
-    blocks: Iterable[int],
-    on_done: Callable[[int, Result], None],
-    stop: threading.Event,
-) -> bool:
-    _one_thread()
-    for block in blocks:
-        if stop.is_set():
-            return False
-        on_done(block, work(setup, block))
-    return True
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are begun here never see Ctrl-C, which a terminal sends to all: this process decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _explained(failure: BaseException) -> BaseException:
-    if isinstance(failure, BrokenProcessPool):
-        return IncompleteError(
-            "a worker process died (out of memory?); run the same command to resume, with less --workers"
-        )
-    return failure
+def _begin(make: Callable[[], Work]) -> None:
+    """Set a worker process up. It ends with its parent."""
+    global _work
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the parent decides; SIGTERM is its way to end a worker
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def follow() -> None:
+            wait_for([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+    _work = make()
 
 
-def _start(work: Callable[[Any, int], object], setup: object) -> None:
-    global _setup, _work
-    _setup, _work = setup, work
-    _ignore_interrupts()
-    _one_thread()
-
-
-def _call(block: int) -> object:
+def _call(*arguments: Any) -> Any:
     if _work is None:
-        raise RuntimeError("the worker was not started")
-    return _work(_setup, block)
+        raise RuntimeError("the worker was not set up")
+    return _work(*arguments)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; only the driver decides."""
-    import signal
+def drive(
+    tasks: Iterable[tuple[Any, ...]],
+    submit: Submit,
+    window: int,
+    on_done: Callable[[Any], None],
+    stopped: Callable[[], bool],
+    path: Path,
+    kept: Path,
+) -> None:
+    """Have tasks done, at most `window` under way; `on_done` gets their results in this thread.
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    No task is begun after a failure or once `stopped` says so; those under way are waited for. Then raises
+    IncompleteError or InterruptedRunError, which name the output `path` and where what is done is `kept`.
+    """
+    remaining = iter(tasks)
+    running: set[Future[Any]] = set()
+    failure: BaseException | None = None
+    interrupted = False
+    while True:
+        while failure is None and not interrupted and len(running) < window:
+            task = next(remaining, None)
+            if task is None:
+                break
+            if stopped():
+                interrupted = True
+                break
+            try:
+                running.add(submit(*task))
+            except BrokenProcessPool as error:
+                failure = error
+        if not running:
+            break
+        finished, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            problem = future.exception()
+            if problem is None:
+                on_done(future.result())
+            else:
+                failure = failure or problem
+    if isinstance(failure, BrokenProcessPool) and stopped():
+        failure, interrupted = None, True  # the scheduler's signal went to the workers too
+    if failure is not None:
+        raise IncompleteError(f"{path}: stopped ({_why(failure)}); finished blocks are kept, {RESUME}") from failure
+    if interrupted:
+        raise InterruptedRunError(f"{path}: interrupted; finished blocks are kept in {kept.name}, {RESUME}")
 
 
-def _one_thread() -> None:
-    """One thread a worker: sums then come in one order, and workers do not fight for cores."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
-    torch.set_num_threads(1)
+def _why(error: BaseException) -> str:
+    """A failure in one line."""
+    if isinstance(error, BrokenProcessPool):
+        return "a worker process was ended from outside, perhaps for its memory; --workers takes fewer"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MrbcrError) else f"{type(error).__name__}: {text}"
