@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.optics.measure import FWHM_PER_SIGMA
 
 if TYPE_CHECKING:
     from mrbcr_cli.psf_grid import Psf
@@ -43,7 +44,6 @@ LEAST_CUTOFF = 0.05
 """Cycles per pixel; structure that ends below says nothing of a PSF that a microscope could have."""
 LEAST_GAIN = 4.0
 """By how much blur must lower the cost of the fit (half a chi-square) to be believed; 4 is beyond the 99 % level."""
-FWHM_PER_SIGMA = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
 AIRY_FWHM_CUTOFF = 1.029
 """FWHM times cut-off frequency of an in-focus Airy pattern: 0.5145 lambda/NA times 2 NA/lambda."""
 ADVICE = "give a measured or computed PSF: --method richardson-lucy --psf FILE"

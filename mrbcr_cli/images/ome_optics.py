@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from mrbcr_cli.errors import InputError
-from mrbcr_cli.images.tiff_meta import local, parse_xml, positive
+from mrbcr_cli.images.tiff_meta import local, parse_xml, positive, unit_name
+from mrbcr_cli.images.tiff_ome import um_per_unit
 
-_NM = {"nm": 1.0, "µm": 1e3, "μm": 1e3, "um": 1e3, "mm": 1e6, "m": 1e9, "pm": 1e-3, "Å": 0.1}
 _MODES = {
     "WideField": "widefield",
     "LaserScanningConfocalMicroscopy": "confocal",
@@ -81,5 +81,5 @@ def _objective(root: ElementTree.Element, settings: ElementTree.Element | None) 
 def _wavelength_nm(channel: ElementTree.Element | None, name: str) -> float | None:
     if channel is None:
         return None
-    value, factor = positive(channel.get(name)), _NM.get(channel.get(f"{name}Unit", "nm"))
-    return value * factor if value is not None and factor is not None else None
+    value, factor = positive(channel.get(name)), um_per_unit(unit_name(channel.get(f"{name}Unit"), "nanometer"))
+    return value * factor * 1e3 if value is not None and factor is not None else None

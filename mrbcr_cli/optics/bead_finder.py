@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize, spatial
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.optics.measure import FWHM_PER_SIGMA
 
-FWHM_PER_SIGMA = float(2 * np.sqrt(2 * np.log(2)))
 DETECTION_SIGMAS = 6.0
 LOBE_REACH_FWHM, CONE_REACH_FWHM = 4.0, 16.0
 """How far from a bead its own image may have peaks: rings around the focus, and rings in the cones of defocus."""

@@ -20,7 +20,6 @@ from scipy.interpolate import BSpline
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.optics.bead_finder import (
     ADVICE,
-    FWHM_PER_SIGMA,
     Bead,
     Floats,
     Peaks,
@@ -36,7 +35,7 @@ from mrbcr_cli.optics.bead_finder import (
     usable_beads,
     without_hot_pixels,
 )
-from mrbcr_cli.optics.measure import profile_fwhm
+from mrbcr_cli.optics.measure import FWHM_PER_SIGMA, profile_fwhm
 
 KNOTS = np.arange(-3, 4)
 QUINTIC = BSpline.basis_element(KNOTS, extrapolate=False)

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.optics.microscope import Microscope
 
+FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+"""Of a Gaussian."""
+
 
 def cutoff_per_um(microscope: Microscope) -> float:
     """Highest lateral frequency of the intensity PSF, cycles per um: 2 NA / lambda, summed over what is multiplied."""

@@ -16,23 +16,6 @@ from mrbcr_cli.errors import InputError
 
 Tensor = torch.Tensor
 
-NAMES = {
-    0: "piston",
-    1: "tilt y",
-    2: "tilt x",
-    3: "oblique astigmatism",
-    4: "defocus",
-    5: "vertical astigmatism",
-    6: "vertical trefoil",
-    7: "vertical coma",
-    8: "horizontal coma",
-    9: "oblique trefoil",
-    11: "oblique secondary astigmatism",
-    12: "primary spherical",
-    13: "vertical secondary astigmatism",
-    24: "secondary spherical",
-}
-
 
 def order(j: int) -> tuple[int, int]:
     """Return (n, m) of an OSA/ANSI index. Raises InputError for a negative one."""

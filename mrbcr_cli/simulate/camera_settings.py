@@ -29,6 +29,3 @@ class CameraSettings(BaseModel):
     def camera(self) -> Camera:
         """The camera of these numbers. Raises InputError for numbers no camera has."""
         return Camera(self.qe, self.gain, self.offset, self.read_noise, self.dark, self.bit_depth)
-
-
-CAMERA_NAMES = tuple(CameraSettings.model_fields)

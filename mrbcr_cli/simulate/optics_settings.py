@@ -6,11 +6,12 @@ was assumed rather than given is said in a note. Wavelengths are in nm here, eve
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.ome_optics import RecordedOptics
@@ -83,6 +84,16 @@ class OpticsSettings(BaseModel):
         return _length(value, LARGEST_STEP_UM, "a z step")
 
 
+def _at_least_one(value: tuple[int, int, int]) -> tuple[int, int, int]:
+    if min(value) < 1:
+        raise ValueError(f"must be three sizes Z Y X of at least 1, not {' '.join(map(str, value))}")
+    return value
+
+
+Shape = Annotated[tuple[int, int, int], AfterValidator(_at_least_one)]
+"""Sizes along z, y, x."""
+
+
 def _length(value: float | None, largest: float, what: str) -> float | None:
     if value is not None and not 0 < value <= largest:
         raise ValueError(
@@ -100,6 +111,23 @@ class Setup:
     pixel_um: float
     z_step_um: float
     notes: tuple[str, ...]
+
+    @property
+    def na(self) -> float:
+        """Numerical aperture of the objective."""
+        return self.optics.na if isinstance(self.optics, Transmission) else self.optics.objective.na
+
+    @property
+    def n_immersion(self) -> float:
+        """Index of the immersion."""
+        if isinstance(self.optics, Transmission):
+            return self.optics.immersion_index
+        return self.optics.objective.n_immersion
+
+    def half_width_px(self, depth_um: float) -> int:
+        """Half the width, in pixels, that holds the cone of light `depth_um` out of focus, and some rings."""
+        cone_um = depth_um * self.na / math.sqrt(self.n_immersion**2 - self.na**2)
+        return math.ceil((1.1 * cone_um + 16 * self.nyquist_zyx_um[1]) / self.pixel_um)
 
     @property
     def nyquist_zyx_um(self) -> tuple[float, float, float]:

@@ -18,6 +18,7 @@ from scipy import fft
 
 from mrbcr_cli.optics.brightfield import Transmission, transfer_functions_2d
 from mrbcr_cli.optics.camera import CameraMaps, expose, make_scmos_maps, mean_counts
+from mrbcr_cli.optics.measure import FWHM_PER_SIGMA
 from mrbcr_cli.optics.microscope import Grid, Microscope
 from mrbcr_cli.optics.psf import compute_psf
 from mrbcr_cli.simulate.conditions import Conditions, StoredFocus, draw_conditions
@@ -25,7 +26,6 @@ from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.scene import Volume, draw_scene
 from mrbcr_cli.simulate.sources import SPLITS, SharpSource
 
-FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _MARGIN_PX = 24
 """Around a patch on every side; beyond it the field repeats itself."""
 _BRIGHTEST = 2e-4
@@ -89,8 +89,7 @@ def make_pair(job: PairsJob, index: int) -> Pair:
         light, target, share = _transmitted(scene, conditions, conditions.optics)
     else:
         light, target, share = _emitted(scene, conditions, job.psf, settings.patch)
-    window = (slice((field_px - settings.patch) // 2, None),) * 2
-    light, target = (image[window][: settings.patch, : settings.patch] for image in (light, target))
+    light, target = (_middle(image, settings.patch) for image in (light, target))
     maps = _maps(conditions, settings.patch, rng)
     blurred = expose(light, conditions.camera, rng, maps)
     record = {
@@ -124,9 +123,7 @@ def _emitted(
     near = np.abs(z) <= _DEPTH_OF_FOCUS * conditions.fwhm_z_um
     in_focus, haze = np.maximum(planes[near].sum(0), 0.0), np.maximum(planes[~near].sum(0), 0.0)
     haze *= _haze_factor(in_focus, haze, conditions.haze)
-    axial = np.exp(-4 * math.log(2) * (z / conditions.target_fwhm_z_um) ** 2).astype(np.float32)
-    blur = _gaussian_otf(field_px, conditions.target_fwhm_px / FWHM_PER_SIGMA)
-    sharp = np.maximum(fft.irfft2(np.tensordot(axial, spectra, 1) * blur, s=scene.shape[1:]), 0.0)
+    sharp = _sharp(spectra, conditions, field_px)
     signal = in_focus + haze
     total = float(signal.sum())
     share = float(haze.sum()) / total if total > 0 else 0.0
@@ -135,6 +132,15 @@ def _emitted(
     light = conditions.background_photons + scale * signal
     target = conditions.background_photons + scale * (sharp + floor)
     return light.astype(np.float32), target.astype(np.float32), share
+
+
+def _sharp(spectra: NDArray[Any], conditions: Conditions, field_px: int) -> Image:
+    """What the target shows of a scene (its planes' half spectra): the plane of focus at the target's resolution."""
+    axial = np.exp(-4 * math.log(2) * (np.asarray(conditions.z_um) / conditions.target_fwhm_z_um) ** 2)
+    blur = _gaussian_otf(field_px, conditions.target_fwhm_px / FWHM_PER_SIGMA)
+    plane = np.tensordot(axial.astype(np.float32), spectra, 1) * blur
+    sharp: Image = np.maximum(fft.irfft2(plane, s=(field_px, field_px)), 0.0)
+    return sharp
 
 
 def _middle(image: Image, patch_px: int) -> Image:
@@ -171,13 +177,13 @@ def _plane_otfs(conditions: Conditions, stored: StoredPsfPlanes | None, field_px
     scanned = microscope.kind in ("confocal", "two-photon")
     size = field_px - 1 if field_px % 2 == 0 else field_px
     grid = Grid((1, size, size), conditions.pixel_um, 1.0, "point" if scanned else "pixel")
-    stage = torch.tensor([*conditions.stage_um, conditions.stage_um[len(conditions.z_um) // 2]], dtype=torch.float64)
+    stage = torch.tensor(conditions.stage_um, dtype=torch.float64)
     psf = compute_psf(microscope, grid, normalize="none", z_um=stage).numpy()
+    focus = len(psf) // 2
     sums = psf.sum((1, 2), keepdims=True)
-    unit = sums[:-1] if microscope.kind == "widefield" else sums[-1:]
-    spectra = _centred_spectra(psf[:-1] / unit, field_px)
+    spectra = _centred_spectra(psf / (sums if microscope.kind == "widefield" else sums[focus]), field_px)
     if microscope.zernike_waves:
-        spectra *= _shift_back(psf[-1], field_px)
+        spectra *= _shift_back(psf[focus], field_px)
     return spectra
 
 
@@ -248,10 +254,7 @@ def _transmitted(scene: Volume, conditions: Conditions, optics: Transmission) ->
     half = field_px // 2 + 1
     transfer = conditions.phase_rad * shifted.numpy()[..., :half] - conditions.absorption * absorbed.numpy()[..., :half]
     contrast = fft.irfft2((spectra * transfer.astype(np.complex64)).sum(0), s=scene.shape[1:])
-    z = np.asarray(conditions.z_um)
-    axial = np.exp(-4 * math.log(2) * (z / conditions.target_fwhm_z_um) ** 2).astype(np.float32)
-    blur = _gaussian_otf(field_px, conditions.target_fwhm_px / FWHM_PER_SIGMA)
-    density = np.maximum(fft.irfft2(np.tensordot(axial, spectra, 1) * blur, s=scene.shape[1:]), 0.0)
+    density = _sharp(spectra, conditions, field_px)
     light = conditions.photons * np.maximum(1.0 + contrast, 0.0)
     target = conditions.photons * np.exp(-2.0 * conditions.absorption * density)
     return light.astype(np.float32), target.astype(np.float32), 0.0

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import field_validator
 
 from mrbcr_cli import __version__
 from mrbcr_cli.errors import InputError
@@ -21,7 +20,7 @@ from mrbcr_cli.images.ome_optics import RecordedOptics, read_optics
 from mrbcr_cli.optics.brightfield import Transmission, point_images, transfer_functions_2d
 from mrbcr_cli.optics.measure import psf_fwhm_um
 from mrbcr_cli.optics.microscope import Grid, Microscope
-from mrbcr_cli.simulate.optics_settings import OpticsSettings, Setup, set_up
+from mrbcr_cli.simulate.optics_settings import OpticsSettings, Setup, Shape, set_up
 
 DEFAULT_PLANES = 33
 _LATERAL_RANGE = (65, 401)
@@ -36,19 +35,12 @@ _CUT_SHARE = 0.03
 class PsfSettings(OpticsSettings):
     """All options of `mrbcr simulate psf` that describe a computed PSF."""
 
-    shape: tuple[int, int, int] | None = None
+    shape: Shape | None = None
     """None: 33 planes, as wide as the cone of light in the outermost."""
     sampling: Literal["point", "pixel"] | None = None
     """None: pixel for a camera, point for a scanned spot (confocal, two-photon)."""
     centring: Literal["voxel", "between"] | None = None
     normalize: Literal["sum", "max"] = "sum"
-
-    @field_validator("shape")
-    @classmethod
-    def _at_least_one(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError(f"must be three sizes Z Y X of at least 1, not {' '.join(map(str, value))}")
-        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +126,7 @@ def _refuse_too_large(setup: Setup, grid: Grid, say: Callable[[str], None]) -> N
 
     voxels, per_plane = math.prod(grid.shape_zyx), math.prod(grid.shape_zyx[1:])
     need, free = 20 * voxels + 80 * per_plane, available_memory_bytes()
-    aberrated = isinstance(setup.optics, Microscope) and bool(setup.optics.zernike_waves)
+    why = ""
     if isinstance(setup.optics, Microscope) and setup.optics.zernike_waves:
         from mrbcr_cli.optics.pupil import sample_count
         from mrbcr_cli.optics.sampling import farthest_um
@@ -142,13 +134,13 @@ def _refuse_too_large(setup: Setup, grid: Grid, say: Callable[[str], None]) -> N
         z_um = max(abs(z) for z in grid.offsets_um(0))
         wavelength = min(setup.optics.excitation_um, setup.optics.wavelength_um)
         samples = sample_count(setup.optics, wavelength, farthest_um(grid), z_um)
+        why = "; aberrated PSFs need a pupil as fine as the volume is wide and deep"
         need += 5 * 16 * 6 * samples**2 + 60 * voxels
         seconds = 5 * 8 * grid.shape_zyx[0] * samples * grid.shape_zyx[2] * (samples + grid.shape_zyx[1]) / _FLOPS
         if seconds > _LONG_S:
             say(f"aberrated: through a pupil of {samples} x {samples} samples, about {clock_text(seconds)} (h:mm:ss)")
     if need > free:
         sizes = " x ".join(map(str, grid.shape_zyx))
-        why = "; aberrated PSFs need a pupil as fine as the volume is wide and deep" if aberrated else ""
         raise InputError(
             f"a PSF of {sizes} voxels needs {bytes_text(need)} of memory, {bytes_text(free)} are free{why}"
         )
@@ -156,15 +148,8 @@ def _refuse_too_large(setup: Setup, grid: Grid, say: Callable[[str], None]) -> N
 
 def default_shape(setup: Setup) -> tuple[int, int, int]:
     """33 planes; laterally odd and wide enough for the geometric cone of the outermost (scanned: for the focus)."""
-    na = setup.optics.na if isinstance(setup.optics, Transmission) else setup.optics.objective.na
-    index = (
-        setup.optics.immersion_index if isinstance(setup.optics, Transmission) else setup.optics.objective.n_immersion
-    )
-    depth_um = DEFAULT_PLANES // 2 * setup.z_step_um
-    cone_um = depth_um * na / math.sqrt(index**2 - na**2)
-    if setup.kind in ("confocal", "two-photon"):
-        cone_um = 0.0
-    half = math.ceil((1.1 * cone_um + 16 * setup.nyquist_zyx_um[1]) / setup.pixel_um)
+    scanned = setup.kind in ("confocal", "two-photon")
+    half = setup.half_width_px(0.0 if scanned else DEFAULT_PLANES // 2 * setup.z_step_um)
     size = min(max(2 * half + 1, _LATERAL_RANGE[0]), _LATERAL_RANGE[1])
     return DEFAULT_PLANES, size, size
 

@@ -6,7 +6,6 @@ widefield microscope gets the same light in every plane: what its window misses 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +54,13 @@ def make_imaging(setup: Setup, wanted_planes: int, absorption: float, phase: flo
     if isinstance(setup.optics, Transmission):
         most_um = MAX_WAVES / setup.optics.axial_bandwidth
         planes = min(planes, SLOW_REACH_PLANES, int(most_um / setup.z_step_um))
-        half_px = _half_px(setup, planes, setup.optics.na, setup.optics.immersion_index)
+        half_px = _half_px(setup, planes)
         kernel = _contrast_kernel(setup, setup.optics, planes, half_px, absorption, phase)
         sampling, captured = "pixel", 1.0
     else:
-        objective = setup.optics.objective
         if setup.optics.zernike_waves:
             planes = min(planes, SLOW_REACH_PLANES)
-        half_px = _half_px(setup, planes, objective.na, objective.n_immersion)
+        half_px = _half_px(setup, planes)
         if setup.optics.zernike_waves:
             half_px = min(half_px, SLOW_REACH_PX)
         sampling = "point" if setup.kind in ("confocal", "two-photon") else "pixel"
@@ -93,11 +91,9 @@ def make_imaging(setup: Setup, wanted_planes: int, absorption: float, phase: flo
     return Imaging(kernel, sampling, facts, tuple(notes))
 
 
-def _half_px(setup: Setup, planes: int, na: float, index: float) -> int:
+def _half_px(setup: Setup, planes: int) -> int:
     """Half the width of the window: the cone of light in its outermost plane and some rings, within bounds."""
-    cone_um = planes * setup.z_step_um * na / math.sqrt(index**2 - na**2)
-    wanted = math.ceil((1.1 * cone_um + 16 * setup.nyquist_zyx_um[1]) / setup.pixel_um)
-    return min(max(wanted, _SMALLEST_REACH_PX), LARGEST_REACH_PX)
+    return min(max(setup.half_width_px(planes * setup.z_step_um), _SMALLEST_REACH_PX), LARGEST_REACH_PX)
 
 
 def _light_kernel(setup: Setup, optics: Microscope, planes: int, half_px: int, sampling: str) -> tuple[Kernel, float]:

@@ -22,6 +22,7 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import SourceSpec, find_source
 from mrbcr_cli.images.base import OutputSpec
 from mrbcr_cli.optics.brightfield import Transmission
+from mrbcr_cli.optics.measure import FWHM_PER_SIGMA
 from mrbcr_cli.simulate.optics_settings import Setup, set_up
 from mrbcr_cli.simulate.psf_file import read_like
 from mrbcr_cli.simulate.stack_blocks import Job
@@ -33,7 +34,6 @@ from mrbcr_cli.specimens import chosen_style
 from mrbcr_cli.workfolder import Target
 
 DEFAULT_CONTRAST = {"absorption": 0.3, "phase": 0.3}
-_SIGMA_PER_FWHM = 1 / (2 * math.sqrt(2 * math.log(2)))
 _LARGEST_BLUR_PX = 64
 _DRIVER_BYTES = 450_000_000
 """The process that plans and writes the ledger, with torch."""
@@ -150,8 +150,8 @@ def _job(
 ) -> Job:
     sigma = (0.0, 0.0, 0.0)
     if settings.truth_fwhm is not None:
-        z, y = (settings.truth_fwhm * _SIGMA_PER_FWHM / step for step in (setup.z_step_um, setup.pixel_um))
-        if max(z, y) > _LARGEST_BLUR_PX * _SIGMA_PER_FWHM:
+        z, y = (settings.truth_fwhm / FWHM_PER_SIGMA / step for step in (setup.z_step_um, setup.pixel_um))
+        if max(z, y) > _LARGEST_BLUR_PX / FWHM_PER_SIGMA:
             raise InputError(f"--truth-fwhm {settings.truth_fwhm:g}: is more than {_LARGEST_BLUR_PX} voxels wide")
         sigma = (z if shape[0] > 1 else 0.0, y, y)
     return Job(
@@ -217,13 +217,12 @@ def settings_yaml(settings: StackSettings) -> str:
 def provenance(plan: StackPlan, command: str, light_scale: dict[str, Any]) -> dict[str, Any]:
     """What the stack says of itself; JSON-able."""
     optics = plan.setup.optics
-    objective_na = optics.na if isinstance(optics, Transmission) else optics.objective.na
     return {
         **plan.spec.provenance,
         "command": command,
         "kind": "stack",
         "microscope": plan.setup.kind,
-        "na": objective_na,
+        "na": plan.setup.na,
         "wavelength_nm": round(1e3 * optics.wavelength_um, 6),
         "seed": plan.settings.seed,
         "specimen": plan.specimen,

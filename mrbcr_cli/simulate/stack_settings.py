@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.simulate.camera_settings import CameraSettings
-from mrbcr_cli.simulate.optics_settings import OpticsSettings
+from mrbcr_cli.simulate.optics_settings import OpticsSettings, Shape
 from mrbcr_cli.specimens import KINDS, STYLES, Specimen
 
 LARGEST_BYTES = 10**15
@@ -31,7 +31,7 @@ class StackSettings(OpticsSettings, CameraSettings):
     """KIND[:STYLE][=LIGHT] each; several are added up, each LIGHT times as bright as usual."""
     source: Path | None = None
     """The user's own sharp volume, instead of a specimen."""
-    shape: tuple[int, int, int] | None = None
+    shape: Shape | None = None
     density: float | None = None
     size: float | None = None
     thickness: float | None = None
@@ -69,13 +69,6 @@ class StackSettings(OpticsSettings, CameraSettings):
                 raise ValueError(f"unknown style {style!r} of {kind}; there are {', '.join(STYLES[kind])}")
             if not (math.isfinite(light) and light > 0):
                 raise ValueError(f"{text}: the light after = must be a positive number, such as 0.5")
-        return value
-
-    @field_validator("shape")
-    @classmethod
-    def _at_least_one(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError(f"must be three sizes Z Y X of at least 1, not {' '.join(map(str, value))}")
         return value
 
     @field_validator("photons", "thickness", "truth_fwhm")
