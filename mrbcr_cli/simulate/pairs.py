@@ -26,8 +26,9 @@ from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError
 from mrbcr_cli.images.pairs_store import SHARD, create_pairs, finish_pairs, read_info, read_pairs, write_shard
 from mrbcr_cli.images.write_array import check_free
 from mrbcr_cli.simulate.conditions import StoredFocus, check_extremes
+from mrbcr_cli.simulate.image_scene import StoredPsfPlanes
 from mrbcr_cli.simulate.npz import check_npz
-from mrbcr_cli.simulate.pair import PairsJob, StoredPsfPlanes, make_pair
+from mrbcr_cli.simulate.pair import PairsJob, make_pair
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
 from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, read_ledger

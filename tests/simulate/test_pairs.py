@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from scipy import ndimage
 
 from mrbcr_cli.cli import run
 from mrbcr_cli.images.pairs_store import SHARD, read_info, read_pairs
+from mrbcr_cli.simulate.image_scene import image_scene
 from mrbcr_cli.simulate.pair import PairsJob, make_pair
 from mrbcr_cli.simulate.pairs import plan_pairs
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
@@ -128,12 +130,12 @@ def test_target_resolution_is_what_the_record_says() -> None:
     from mrbcr_cli.simulate import pair as module
 
     settings = PairsSettings(patch=64, fwhm=5.0, haze=0, planes=1)
-    job = only(settings)
     rng = np.random.default_rng(0)
     conditions = module.draw_conditions(rng, settings)
     scene = np.zeros((len(conditions.z_um), 112, 112), np.float32)
     scene[len(scene) // 2, 56, 56] = 1.0
-    light, target, _ = module._emitted(scene, conditions, None, job.settings.patch)
+    imaged = image_scene(torch.from_numpy(scene), conditions, None, "cpu")
+    light, target = imaged.signal.numpy(), imaged.sharp.numpy()
     line = target[56].astype(np.float64) - target[56].min()
     assert profile_fwhm(line, 1.0) == pytest.approx(conditions.target_fwhm_px, rel=0.01)
     recorded = light[56].astype(np.float64) - light[56].min()
@@ -163,7 +165,7 @@ def test_recorded_and_target_are_in_register(change: dict[str, Any]) -> None:
         conditions = module.draw_conditions(np.random.default_rng(seed), settings)
         scene = np.zeros((len(conditions.z_um), 150, 150), np.float32)
         scene[len(scene) // 2, 75, 75] = 1.0
-        light = module._emitted(scene, conditions, None, settings.patch)[0].astype(np.float64)
+        light = image_scene(torch.from_numpy(scene), conditions, None, "cpu").signal.double().numpy()
         y, x = ndimage.center_of_mass((light - light.min()) ** 2)
         assert abs(y - 75) < 0.1 and abs(x - 75) < 0.1
 
