@@ -14,7 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from mrbcr_cli import __version__
+from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
+from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_simulate import simulate_app
+from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
+from mrbcr_cli.cli_train import train
 from mrbcr_cli.console import Reporter, command_line
 from mrbcr_cli.errors import IncompleteError, InterruptedRunError, MrbcrError
 
@@ -29,6 +33,8 @@ app = typer.Typer(
 weights_app = typer.Typer(help="List, inspect and convert network weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 app.add_typer(simulate_app, name="simulate")
+app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
+app.command(epilog=TRAIN_EPILOG)(train)
 
 METHOD, IMAGE, INTENSITY, OUTPUT, RUN, TALK = (
     "Method",

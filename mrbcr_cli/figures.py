@@ -107,6 +107,26 @@ def pairs_figure(path: Path, blurred: Array, sharp: Array, captions: Sequence[st
     _save(figure, path)
 
 
+def training_figure(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write loss, PSNR (training and validation) and learning rate over the steps of a log as a PNG."""
+    figure, axes = _subplots(1, 3, (13, 3.6))
+    loss, psnr, rate = axes[0]
+    steps = [row["step"] for row in rows]
+    loss.plot(steps, [row["loss"] for row in rows], linewidth=1)
+    if all(row["loss"] > 0 for row in rows):
+        loss.set_yscale("log")
+    psnr.plot(steps, [row["psnr"] for row in rows], linewidth=1, label="training")
+    held_out = [(row["step"], row["validation_psnr"]) for row in rows if "validation_psnr" in row]
+    if held_out:
+        psnr.plot(*zip(*held_out, strict=True), ".-", linewidth=1, label="held-out images")
+    psnr.legend(fontsize=8)
+    rate.plot(steps, [row["lr"] for row in rows], linewidth=1)
+    for axis, title in ((loss, "loss"), (psnr, "PSNR (dB)"), (rate, "learning rate")):
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step")
+    _save(figure, path)
+
+
 def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

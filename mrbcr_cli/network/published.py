@@ -154,6 +154,14 @@ class Published(nn.Module):
             quarter[..., : -(-height // 4), : -(-width // 4)],
         )
 
+    def pyramid(self, image_nchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an image (sizes divisible by 4) at the three scales of the outputs: the training targets.
+
+        Bilinear halving with half-pixel centres, as the network resizes its features: the mean of 2x2 pixels.
+        """
+        half = F.avg_pool2d(image_nchw, 2)
+        return image_nchw, half, F.avg_pool2d(half, 2)
+
     def _back_project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """K^T: the image (N, 1, H, W) -> one channel at each scale."""
         kt0 = self._pointwise("0", x)

@@ -7,12 +7,18 @@ bit depth; all randomness comes from the generator that is passed in, so the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Image = NDArray[np.float32]
 
@@ -106,6 +112,39 @@ def expose(
         counts = maps.offset_adu + maps.gain_adu * electrons
     clipped: NDArray[np.unsignedinteger] = np.clip(np.rint(counts), 0, camera.white_adu).astype(camera.dtype)
     return clipped
+
+
+def expose_batch(
+    photons_nyx: Tensor, cameras: Sequence[Camera], scmos: Sequence[bool], generator: torch.Generator
+) -> Tensor:
+    """Record many images at once on the device of `photons_nyx` (N, Y, X): float32 counts, rounded and clipped.
+
+    As `expose` with a camera for each image, and where `scmos` says so with maps as `make_scmos_maps` draws them; for
+    training, where the bytes need not be those of `expose`.
+    """
+    import torch
+
+    device, shape = photons_nyx.device, photons_nyx.shape
+
+    def each(name: str) -> Tensor:
+        values = [float(getattr(camera, name)) for camera in cameras]
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device=device)
+
+    offset, gain, read = each("offset_adu"), each("gain_adu"), each("read_noise_e")
+    if any(scmos):
+        chosen = torch.tensor(scmos, device=device)[:, None, None].float()
+        tail = torch.rand(shape, generator=generator, device=device) < 0.02
+        spread = torch.where(tail, 1.0, 0.25)
+        offset = offset + chosen * (normal(*shape) + 0.5 * normal(shape[0], 1, shape[2]))
+        gain = gain * (1 + chosen * (0.01 * normal(*shape)).clamp(-0.1, 0.1))
+        read = read * torch.exp(chosen * (spread * normal(*shape).abs() - 0.17))
+    mean = each("quantum_efficiency") * photons_nyx + each("dark_e")
+    electrons = torch.poisson(mean, generator=generator) + read * normal(*shape)
+    counts = (offset.clamp(min=0) + gain * electrons).round_()
+    return torch.minimum(counts.clamp_(min=0), each("white_adu"))
 
 
 def mean_counts(photons: NDArray[np.floating], camera: Camera) -> Image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from mrbcr_cli.optics.measure import axial_nyquist_um, nyquist_um
 from mrbcr_cli.optics.microscope import Microscope, Objective
 from mrbcr_cli.optics.psf import Focus, find_focus, with_sheet_in_focus
 from mrbcr_cli.optics.zernike import order
-from mrbcr_cli.simulate.pairs_settings import PairsSettings, Range
+
+if TYPE_CHECKING:
+    from mrbcr_cli.simulate.pairs_settings import PairsSettings, Range
 
 _AIR, _WATER, _OIL = 1.0, 1.33, 1.515
 _DRY_BELOW_NA, _WATER_BELOW_NA = 0.95, 1.25
@@ -128,9 +130,7 @@ def draw_conditions(
     fwhm_px = lateral_um / pixel_um
     finer = uniform(rng, settings.target_resolution)
     haze = None if settings.haze is None or settings.microscope != "widefield" else uniform(rng, settings.haze)
-    camera = _draw_camera(rng, settings)
-    background = uniform(rng, settings.background)
-    photons = min(log_uniform(rng, settings.photon_span), _full_well(settings, camera, background))
+    light = draw_light(rng, settings)
     return Conditions(
         optics=optics,
         pixel_um=pixel_um,
@@ -143,11 +143,31 @@ def draw_conditions(
         haze=haze,
         absorption=uniform(rng, settings.absorption),
         phase_rad=uniform(rng, settings.phase),
-        photons=photons,
-        background_photons=photons * background,
-        camera=camera,
-        scmos=bool(rng.random() < settings.scmos),
+        photons=light.photons,
+        background_photons=light.background_photons,
+        camera=light.camera,
+        scmos=light.scmos,
     )
+
+
+@dataclass(frozen=True)
+class Light:
+    """One exposure: what arrives and what counts it."""
+
+    photons: float
+    """At the peak, or of the bright field."""
+    background_photons: float
+    camera: Camera
+    scmos: bool
+    """Whether every pixel has its own offset, gain and read noise."""
+
+
+def draw_light(rng: np.random.Generator, settings: PairsSettings) -> Light:
+    """Draw the exposure of one pair, or of another exposure of the same field."""
+    camera = _draw_camera(rng, settings)
+    background = uniform(rng, settings.background)
+    photons = min(log_uniform(rng, settings.photon_span), _full_well(settings, camera, background))
+    return Light(photons, photons * background, camera, bool(rng.random() < settings.scmos))
 
 
 def _full_well(settings: PairsSettings, camera: Camera, background: float) -> float:

@@ -8,7 +8,7 @@ darkest level of the haze) and has a stated resolution, never a bare delta.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from scipy import fft
 from mrbcr_cli.optics.camera import CameraMaps, expose, make_scmos_maps, mean_counts
 from mrbcr_cli.simulate.conditions import Conditions, draw_conditions
 from mrbcr_cli.simulate.image_scene import StoredPsfPlanes, image_scene
-from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.scene import draw_scene
 from mrbcr_cli.simulate.sources import SPLITS, SharpSource
+
+if TYPE_CHECKING:
+    from mrbcr_cli.simulate.pairs_settings import PairsSettings
 
 _MARGIN_PX = 24
 """Around a patch on every side; beyond it the field repeats itself."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from mrbcr_cli.simulate.conditions import Conditions, uniform
-from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SharpSource, read_window
+
+if TYPE_CHECKING:
+    from mrbcr_cli.simulate.pairs_settings import PairsSettings
 
 Volume = NDArray[np.float32]
 
