@@ -11,7 +11,7 @@ Sources: Richardson 1972 (JOSA 62, 55) and Lucy 1974 (AJ 79, 745), the iteration
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,28 +99,35 @@ class RichardsonLucy:
         A 2-D PSF deconvolves each plane by itself. `at_border` makes no difference: what lies beyond the block is
         unknown at a cut as at the image's border.
         """
+        return self.snapshots(block_zyx, intensity, (self.iterations,))[0]
+
+    def snapshots(
+        self, block_zyx: NDArray[np.float32], intensity: IntensityRange, counts: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        """Return what `restore` gives after each of these numbers of iterations (ascending, from 1), in one run."""
         # Light is counted from 0, or from the low end of an image that has negative values (background subtracted).
         zero = min(0.0, float(intensity.low))
         background = float(intensity.low) - zero if self.background is None else self.background
         span = max(float(intensity.high) - float(intensity.low), 1e-6 * abs(float(intensity.high)), 1e-30)
         problem = _Problem(self.psf, block_zyx.shape, self.device, background, span)
-        result = np.empty(block_zyx.shape, np.float32)
+        results = [np.empty(block_zyx.shape, np.float32) for _ in counts]
         with torch.inference_mode():
             weights = problem.weights()
             for part in _parts(block_zyx.shape, self.psf.is_3d, self.device):
                 data = _to_device(block_zyx[part], self.device).sub_(zero).clamp_(min=0)
-                found = self._iterate(problem, data, weights)
-                result[part] = found.add_(background + zero).cpu().numpy()
-        return result
+                for result, found in zip(results, self._iterate(problem, data, weights, counts), strict=True):
+                    result[part] = found.add(background + zero).cpu().numpy()
+        return results
 
     def take_notes(self) -> tuple[str, ...]:
         """Return the sentences that the user must see: none, for there is no fallback here."""
         return ()
 
-    def _iterate(self, problem: _Problem, data: Tensor, weights: Tensor) -> Tensor:
+    def _iterate(self, problem: _Problem, data: Tensor, weights: Tensor, counts: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the block's estimate after each number of iterations: a view, good until the next one."""
         estimate = problem.start(data)
         ahead, previous = estimate, estimate
-        for step in range(self.iterations):
+        for step in range(counts[-1]):
             if self.accelerate and step > 0:
                 ahead = torch.lerp(estimate, previous, -(step - 1) / (step + 2))
                 ahead = torch.maximum(ahead, SLOWEST_FALL * estimate)
@@ -131,7 +138,8 @@ class RichardsonLucy:
                 previous, estimate = estimate, update.mul_(ahead)
             else:
                 ahead = estimate = estimate.mul_(update)
-        return estimate[problem.window]
+            if step + 1 in counts:
+                yield estimate[problem.window]
 
 
 class Wiener:

@@ -1,4 +1,4 @@
-"""Pictures of PSFs and training pairs, as PNG: the home of matplotlib.
+"""Pictures of PSFs, training pairs, training and evaluation, as PNG: the home of matplotlib.
 
 Invariant: drawn off screen, with perceptually uniform colour maps and physical scales; nothing here computes results.
 """
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import IncompleteError
 
 Array = NDArray[Any]
+_LARGEST_SHOWN_PX = 1024
+"""More pixels than a figure shows are not handed to matplotlib."""
 
 
 def psf_figure(
@@ -124,6 +126,39 @@ def training_figure(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for axis, title in ((loss, "loss"), (psnr, "PSNR (dB)"), (rate, "learning rate")):
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step")
+    _save(figure, path)
+
+
+def comparison_figure(
+    path: Path, images: Mapping[str, Array], truth_yx: Array, captions: Mapping[str, str], title: str
+) -> None:
+    """Write planes (y, x) by name beside the truth, and below each its difference from the truth, as a PNG.
+
+    Grey: from the 0.1 to the 99.9 percentile of all planes. Errors: image minus truth, in the same unit, red where too
+    bright, saturated at the 99.5 percentile of all. `captions` go below the names.
+    """
+    step = -(-max(truth_yx.shape) // _LARGEST_SHOWN_PX)
+    truth = np.asarray(truth_yx[::step, ::step], np.float64)
+    shown = {name: np.asarray(image[::step, ::step], np.float64) for name, image in images.items()}
+    low, high = np.percentile([truth, *shown.values()], (0.1, 99.9))
+    errors = {name: image - truth for name, image in shown.items()}
+    span = float(np.percentile(np.abs(list(errors.values())), 99.5)) or 1.0
+    columns = len(shown) + 1
+    figure, axes = _subplots(2, columns, (2.4 * columns + 0.6, 5.8))
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    grey = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9 * max(abs(low), 1.0)), "interpolation": "nearest"}
+    for column, (name, image) in enumerate([*shown.items(), ("truth", truth)]):
+        axes[0, column].imshow(image, **grey)
+        axes[0, column].set_title(f"{name}\n{captions.get(name, '')}".rstrip(), fontsize=7)
+    drawn = None
+    for column, (name, error) in enumerate(errors.items()):
+        drawn = axes[1, column].imshow(error, cmap="RdBu_r", vmin=-span, vmax=span, interpolation="nearest")
+        axes[1, column].set_title(f"{name} - truth", fontsize=7)
+    if drawn is not None:
+        beside = axes[1, -1].inset_axes((0.02, 0.05, 0.08, 0.9))
+        figure.colorbar(drawn, cax=beside, label="image - truth, in the image's unit")
+    figure.suptitle(title, fontsize=9)
     _save(figure, path)
 
 
