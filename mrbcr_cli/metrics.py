@@ -124,11 +124,11 @@ class RingCorrelation:
     """-1 to 1."""
 
     def crossing(self, threshold: float = THRESHOLD) -> float | None:
-        """Frequency where the curve, averaged over three rings, first falls below the threshold; None if never."""
+        """Frequency where the median of three neighbouring rings first falls below the threshold; None if never."""
         if len(self.correlation) < 3:
             return None
         padded = np.pad(self.correlation, 1, mode="edge")
-        smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+        smooth = np.median([padded[:-2], padded[1:-1], padded[2:]], axis=0)
         below = np.flatnonzero(smooth < threshold)
         if len(below) == 0:
             return None

@@ -42,7 +42,8 @@ class Setting:
 
     def text(self) -> str:
         """In words."""
-        what = f"{self.value:.0f} iterations" if self.kind == "richardson-lucy" else f"balance {self.value:.3g}"
+        count = f"{self.value:.0f} iteration{'s' * (self.value != 1)}"
+        what = count if self.kind == "richardson-lucy" else f"balance {self.value:.3g}"
         return what + (" + target's Gaussian" if self.blurred else "")
 
 

@@ -170,8 +170,9 @@ def _drawn_methods(names: Iterable[str]) -> list[str]:
 def _fact(name: str, value: Any) -> str:
     if name == "haze":
         return f"haze {100 * value:.0f} %"
-    units = {"photons": "photons", "fwhm_px": "px FWHM"}
-    return f"{value:.3g} {units[name]}" if name in units else str(value)
+    if name == "photons":
+        return f"{value:.0f} photons"
+    return f"{value:.1f} px FWHM" if name == "fwhm_px" else str(value)
 
 
 def _spread(count: int, most: int) -> list[int]:
