@@ -130,7 +130,10 @@ def evaluate(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Score images against their truth; or models on simulated pairs, against methods that know the true PSF."""
+    """Score images against their truth; or models on simulated pairs, against methods that know the true PSF.
+
+    PSNR, SSIM and NRMSE take the truth's maximum minus minimum as range; "fit" is after the least-squares a p + b.
+    """
     of_files = {"PREDICTION": predictions, "--truth": truth, "--input": input_, "--per": per, "--axes": axes}
     of_pairs = {
         **{"--model": model, "--split": split, "--limit": limit, "--baselines": baselines, "--psf": psf},

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import IncompleteError
 
 Array = NDArray[Any]
-_LARGEST_SHOWN_PX = 1024
+LARGEST_SHOWN_PX = 1024
 """More pixels than a figure shows are not handed to matplotlib."""
 
 
@@ -135,11 +135,11 @@ def comparison_figure(
     """Write planes (y, x) by name beside the truth, and below each its difference from the truth, as a PNG.
 
     Grey: from the 0.1 to the 99.9 percentile of all planes. Errors: image minus truth, in the same unit, red where too
-    bright, saturated at the 99.5 percentile of all. `captions` go below the names.
+    bright, saturated at the 99.5 percentile of all. `captions` go below the names. Planes wider than
+    `LARGEST_SHOWN_PX` are better thinned out before.
     """
-    step = -(-max(truth_yx.shape) // _LARGEST_SHOWN_PX)
-    truth = np.asarray(truth_yx[::step, ::step], np.float64)
-    shown = {name: np.asarray(image[::step, ::step], np.float64) for name, image in images.items()}
+    truth = np.asarray(truth_yx, np.float64)
+    shown = {name: np.asarray(image, np.float64) for name, image in images.items()}
     low, high = np.percentile([truth, *shown.values()], (0.1, 99.9))
     errors = {name: image - truth for name, image in shown.items()}
     span = float(np.percentile(np.abs(list(errors.values())), 99.5)) or 1.0

@@ -1,13 +1,14 @@
 """Carry out `mrbcr evaluate`: check names, evaluate, write JSON, CSV, report and figures, show the table.
 
-Invariant: what can be refused is refused before anything is computed, and files appear whole, after all is known;
-figures appear as their images are evaluated.
+Invariant: what can be refused is refused before anything is computed, and files appear whole, after all is known: a
+run that ends in an error has written nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,21 @@ def run_pairs(
     device: str,
 ) -> None:
     """Evaluate models on pairs and write what was asked for. Raises InputError before anything is written."""
-    from mrbcr_cli.evaluation.evaluate_pairs import PairImages, evaluate_pairs, select_pairs
+    from mrbcr_cli.evaluation.evaluate_pairs import PairImages, evaluate_pairs, pair_name, select_pairs
 
     outputs.check([root])
     if psf is not None and not baselines:
         raise InputError("--psf is for the baselines; leave it or --no-baselines out")
     _, numbers = select_pairs(root, split, limit)
-    drawn = {f"{numbers[k]:06d}" for k in _spread(len(numbers), outputs.figure_count)}
+    figures = _Figures(outputs, [pair_name(k) for k in numbers])
 
     def on_pair(images: PairImages, rows: tuple[Row, ...]) -> None:
         reporter.event("image", image=images.name, psnr_db={row.method: row.scores.psnr_db for row in rows})
-        if outputs.figures is not None and images.name in drawn:
-            told = {k: v for k, v in images.facts.items() if v is not None}
-            said = ", ".join(_fact(name, value) for name, value in told.items())
+        if images.name in figures.wanted:
+            told = ", ".join(_fact(name, value) for name, value in images.facts.items() if value is not None)
             shown = {name: images.outputs[name] for name in _drawn_methods(images.outputs)}
-            _draw(
-                outputs.figures, f"pair {images.name}: {said}", images.name, shown, images.truth, rows, images.pixel_um
-            )
+            title = f"pair {images.name}: {told}"
+            figures.keep(images.name, title, shown, images.truth, rows, images.pixel_um)
 
     evaluation = evaluate_pairs(
         root,
@@ -103,7 +102,7 @@ def run_pairs(
         reporter=reporter,
         on_pair=on_pair,
     )
-    _finish(evaluation, outputs, reporter)
+    _finish(evaluation, outputs, figures, reporter)
 
 
 def run_files(
@@ -117,48 +116,70 @@ def run_files(
     axes: str | None,
     seed: int,
 ) -> None:
-    """Evaluate files and write what was asked for. Raises InputError before anything but figures is written."""
+    """Evaluate files and write what was asked for. Raises InputError before anything is written."""
     from mrbcr_cli.evaluation.evaluate_files import FileImages, evaluate_files, match_files
 
     if per not in ("image", "plane"):
         raise InputError(f"--per {per}: choose image or plane")
     outputs.check([Path(name) for name in (*predictions, *truths, *inputs)])
     sets = match_files(predictions, truths, inputs, axes=axes)
-    drawn = {sets[k].name for k in _spread(len(sets), outputs.figure_count)}
+    figures = _Figures(outputs, [one.name for one in sets])
 
     def on_image(images: FileImages, rows: tuple[Row, ...]) -> None:
         for row in rows:
             reporter.event("image", image=row.image, method=row.method, **row.values())
-        if outputs.figures is not None and images.name in drawn:
+        if images.name in figures.wanted:
             whole = rows if per == "image" else ()
-            _draw(outputs.figures, images.name, images.name, images.outputs, images.truth, whole, images.pixel_um)
+            figures.keep(images.name, images.name, images.outputs, images.truth, whole, images.pixel_um)
 
     evaluation = evaluate_files(
         sets, per="plane" if per == "plane" else "image", seed=seed, reporter=reporter, on_image=on_image
     )
-    _finish(evaluation, outputs, reporter)
+    _finish(evaluation, outputs, figures, reporter)
 
 
-def _draw(
-    folder: Path,
-    title: str,
-    name: str,
-    images: Mapping[str, NDArray[Any]],
-    truth: NDArray[Any],
-    rows: Sequence[Row],
-    pixel_um: float | None,
-) -> None:
-    from mrbcr_cli.figures import comparison_figure
+class _Figures:
+    """The figures to draw when all is known, from images no larger than they show."""
 
-    captions = {}
-    for row in rows:
-        scores = row.scores
-        decibels = [
-            f"{v:.1f} dB{note}" for v, note in ((scores.psnr_db, ""), (scores.psnr_fit_db, " fit")) if v is not None
-        ]
-        captions[row.method] = "\n".join(part for part in (row.setting, ", ".join(decibels)) if part)
-    size = f", {truth.shape[-1]} px = {truth.shape[-1] * pixel_um:.3g} um" if pixel_um is not None else ""
-    comparison_figure(folder / f"{name}.png", images, truth, captions, title + size)
+    def __init__(self, outputs: Outputs, names: Sequence[str]) -> None:
+        self._folder = outputs.figures
+        count = 0 if self._folder is None else min(outputs.figure_count, len(names))
+        places = np.unique(np.linspace(0, len(names) - 1, count).round()) if count else ()
+        self.wanted = frozenset(names[int(k)] for k in places)
+        """Spread evenly over the images."""
+        self._kept: list[Callable[[], None]] = []
+
+    def keep(
+        self,
+        name: str,
+        title: str,
+        images: Mapping[str, NDArray[Any]],
+        truth: NDArray[Any],
+        rows: Sequence[Row],
+        pixel_um: float | None,
+    ) -> None:
+        """Remember a figure."""
+        from mrbcr_cli.figures import LARGEST_SHOWN_PX, comparison_figure
+
+        step = -(-max(truth.shape) // LARGEST_SHOWN_PX)
+        if pixel_um is not None:
+            title += f", {truth.shape[-1]} px = {truth.shape[-1] * pixel_um:.3g} um"
+        shown = {method: image[::step, ::step].copy() for method, image in images.items()}
+        captions = {row.method: _caption(row) for row in rows}
+        path = (self._folder or Path()) / f"{name}.png"
+        self._kept.append(partial(comparison_figure, path, shown, truth[::step, ::step].copy(), captions, title))
+
+    def draw(self) -> str | None:
+        """Draw them; return the folder, None where no figures were asked for."""
+        for figure in self._kept:
+            figure()
+        return None if self._folder is None else str(self._folder)
+
+
+def _caption(row: Row) -> str:
+    scores = ((row.scores.psnr_db, ""), (row.scores.psnr_fit_db, " fit"))
+    decibels = ", ".join(f"{value:.1f} dB{note}" for value, note in scores if value is not None)
+    return "\n".join(part for part in (row.setting, decibels) if part)
 
 
 def _drawn_methods(names: Iterable[str]) -> list[str]:
@@ -175,12 +196,7 @@ def _fact(name: str, value: Any) -> str:
     return f"{value:.1f} px FWHM" if name == "fwhm_px" else str(value)
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` positions, evenly over `count`."""
-    return [int(k) for k in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
-
-
-def _finish(evaluation: Evaluation, outputs: Outputs, reporter: Reporter) -> None:
+def _finish(evaluation: Evaluation, outputs: Outputs, figures: _Figures, reporter: Reporter) -> None:
     from mrbcr_cli.evaluation.tables import report, summary
 
     texts: dict[str, tuple[Path | None, Callable[[], str]]] = {
@@ -194,8 +210,9 @@ def _finish(evaluation: Evaluation, outputs: Outputs, reporter: Reporter) -> Non
             write_text(path, make())
             written[name] = str(path)
             reporter.info(f"{path}: written")
-    if outputs.figures is not None:
-        written["figures"] = str(outputs.figures)
+    folder = figures.draw()
+    if folder is not None:
+        written["figures"] = folder
     overall = [t for t in evaluation.totals if t.group.by == "all"]
     totals = {t.method: {k: m and asdict(m) for k, m in t.means.items()} for t in overall}
     reporter.event("done", **written, images=len(evaluation.groups[0].images), totals=totals)

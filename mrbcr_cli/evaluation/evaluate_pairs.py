@@ -51,8 +51,13 @@ class StoredPair:
 
     @property
     def name(self) -> str:
-        """In the results."""
-        return f"{self.index:06d}"
+        """See `pair_name`."""
+        return pair_name(self.index)
+
+
+def pair_name(index: int) -> str:
+    """What a pair is called in the results."""
+    return f"{index:06d}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -219,8 +219,17 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def json_text(values: Mapping[str, Any]) -> str:
-    """Indented JSON, without NaN."""
-    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+    """JSON without NaN; a line for every entry of a list or dictionary at the top."""
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in values.items()) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
+    if isinstance(value, dict) and value:
+        entries = (f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in value.items())
+        return "{\n" + ",\n".join(entries) + "\n}"
+    return json.dumps(value, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:
