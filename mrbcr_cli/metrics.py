@@ -254,6 +254,8 @@ class Scores:
     frc_single_px: float | None
 
 
+NO_SCORES = Scores(*(None,) * 9)
+
 Planes = Callable[[], Iterable[tuple[Array, Array]]]
 """Planes (y, x) of prediction and truth, all of one shape, afresh at every call: an image need not fit in memory."""
 

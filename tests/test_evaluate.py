@@ -252,6 +252,21 @@ def test_brightfield_pairs(tmp_path: Path, weights: Path) -> None:
     assert deconvolved > blurred + 1
 
 
+def test_an_empty_truth_gives_no_scores_and_a_note(tmp_path: Path, weights: Path) -> None:
+    import zarr
+
+    store = make_store(tmp_path / "p.zarr", count=3)
+    group = zarr.open_group(store, mode="r+")
+    group["sharp"][1] = 100.0  # type: ignore[index]
+    found = evaluate_pairs(store, [str(weights)])
+    assert any("no scores for 000001:" in note for note in found.notes)
+    for row in found.rows:
+        assert (row.scores.psnr_db is None) == (row.scores.ssim_fit is None) == (row.image == "000001")
+    total = next(t for t in found.totals if t.group.by == "all" and t.method == "tiny").means["psnr_db"]
+    assert total is not None and total.count == 2
+    json.dumps(found.to_json(), allow_nan=False)
+
+
 def stored_psf(path: Path, sigma: float = 1.5) -> Path:
     axis = np.arange(-8, 9)
     z = np.arange(-2, 3)[:, None, None]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import InputError
-from mrbcr_cli.evaluation.results import Evaluation, Group, Row
+from mrbcr_cli.evaluation.results import Evaluation, Group, Row, unscored
 from mrbcr_cli.images import TIFF_SUFFIXES, SourceSpec, find_source, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader
 from mrbcr_cli.metrics import Array, measure_planes
@@ -99,7 +99,7 @@ def evaluate_files(
         groups=(Group("all", "all", names),),
         against=INPUT if with_input else None,
         seed=seed,
-        notes=tuple(notes),
+        notes=(*notes, *unscored(rows, "the truth has one value everywhere")),
     )
 
 

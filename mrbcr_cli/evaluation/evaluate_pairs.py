@@ -6,6 +6,7 @@ one pair in memory at a time. The same command gives the same bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,10 @@ from mrbcr_cli.evaluation.baselines import (
     try_settings,
 )
 from mrbcr_cli.evaluation.networks import EvaluatedNetwork, load_networks
-from mrbcr_cli.evaluation.results import Evaluation, Group, Row
+from mrbcr_cli.evaluation.results import Evaluation, Group, Row, unscored
 from mrbcr_cli.evaluation.true_psf import PsfOf, given_psf, read_exposure, read_optics, true_psf_yx
 from mrbcr_cli.images.pairs_store import PairsInfo, read_info, read_pairs
-from mrbcr_cli.metrics import measure
+from mrbcr_cli.metrics import NO_SCORES, measure
 from mrbcr_cli.optics.brightfield import Transmission
 
 INPUT = "input"
@@ -118,6 +119,7 @@ def evaluate_pairs(
             progress.advance()
     if peers is not None:
         notes += peers.notes(plans)
+    notes += unscored(rows, "there is nothing to see, the truth's range is below the noise of one pixel")
     return Evaluation(
         source=_source(root, split, numbers, info),
         methods={
@@ -251,7 +253,9 @@ class _Peers:
         return {s: back(image) for s, image in run_settings(self.problem(pair), settings).items()}
 
     def try_all(self, pair: StoredPair) -> Tried:
-        """Every setting there is."""
+        """Every setting there is; NaN where there is nothing to see."""
+        if is_empty(pair):
+            return {s: (math.nan, math.nan) for kind in KINDS for s in ALL_SETTINGS[kind]}
         return try_settings(self.run(pair, [s for kind in KINDS for s in ALL_SETTINGS[kind]]), pair.sharp)
 
     def notes(self, plans: Sequence[Plan]) -> list[str]:
@@ -287,10 +291,24 @@ def _outputs(
     return outputs, {name: setting.text() for name, setting in named.items()}
 
 
+def is_empty(pair: StoredPair) -> bool:
+    """Whether the truth has nothing to see: its range is below the noise (shot and read) that one pixel has there.
+
+    PSNR over such a range would say how noisy an empty image is, some 60 dB below the others. Raises InputError for a
+    foreign record.
+    """
+    exposure = read_exposure(pair.record)
+    truth = (pair.sharp.astype(np.float64) - exposure.offset_adu) / exposure.gain_adu
+    noise = math.sqrt(max(float(truth.mean()), 0.0) + exposure.read_noise_e**2)
+    return float(np.ptp(truth)) <= noise
+
+
 def _score(pair: StoredPair, outputs: Mapping[str, NDArray[Any]], settings: Mapping[str, str]) -> tuple[Row, ...]:
-    facts, pixel_um = _facts(pair), _pixel_um(pair)
+    facts, pixel_um, empty = _facts(pair), _pixel_um(pair), is_empty(pair)
     return tuple(
-        Row(pair.name, name, measure(image, pair.sharp), settings.get(name, ""), pixel_um, facts)
+        Row(
+            pair.name, name, NO_SCORES if empty else measure(image, pair.sharp), settings.get(name, ""), pixel_um, facts
+        )
         for name, image in outputs.items()
     )
 

@@ -218,6 +218,15 @@ def _group(group: Group) -> dict[str, Any]:
     return {"by": group.by, "group": group.label, "images": len(group.images)}
 
 
+def unscored(rows: Sequence[Row], why: str) -> list[str]:
+    """A note on images without scores; nothing where there are none."""
+    names = sorted({row.image for row in rows if row.scores.nrmse is None})
+    if not names:
+        return []
+    many = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"no scores for {names[0]}{many}: {why}"]
+
+
 def json_text(values: Mapping[str, Any]) -> str:
     """JSON without NaN; a line for every entry of a list or dictionary at the top."""
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in values.items()) + "\n}\n"
