@@ -158,6 +158,7 @@ def run_training(
         files.check_tensorboard()
     data = load_data(settings)
     patch = patch_size(settings, data)
+    own = network is None
     network = network or make_network(settings)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
@@ -172,16 +173,17 @@ def run_training(
             reporter.info(f"{folder}: would train {settings.model} on {data.words}, patches of {patch} px on {device}")
             return None
         group.any(False)  # the folder has been looked at
-        quiet = reporter if group.writes else Reporter(quiet=True, err=reporter._err)
+        quiet = reporter if group.writes else Reporter(quiet=True)
         run = new_run(network, settings, device)
         with _folder_of(folder, settings, group), _batches(settings, data, machine, group, device) as batches:
             course = Course(settings, patch, batches, _validation(settings, data, quiet), device, group)
-            return _go(course, run, folder, fingerprint, data, quiet, stop)
+            return _go(course, run, folder, fingerprint, data, quiet, stop, own)
 
 
 def _go(
-    course: Course, run: Run, folder: Path, fingerprint: str, data: Data, reporter: Reporter, stop: threading.Event
-) -> Path:
+    course: Course, run: Run, folder: Path, fingerprint: str, data: Data, reporter: Reporter, stop: threading.Event,
+    own: bool,
+) -> Path:  # fmt: skip
     settings, group = course.settings, course.group
     if (folder / files.CHECKPOINT).exists():
         run.load(read_checkpoint(folder / files.CHECKPOINT))
@@ -195,9 +197,9 @@ def _go(
         log: Journal | _Silent = _Silent()
         if group.writes:
             log = Journal(
-                folder, fingerprint, partial(_save, settings=settings, data=data),
+                folder, fingerprint, partial(_save, settings=settings, data=data, own=own),
                 patches_a_step=settings.batch * settings.accumulate * group.size, progress=progress,
-                say=reporter.info, tensorboard=settings.tensorboard,
+                say=reporter.info, event=reporter.event, tensorboard=settings.tensorboard,
             )  # fmt: skip
             log.resume(run.step)
         try:
@@ -311,9 +313,15 @@ def _folder_of(folder: Path, settings: TrainSettings, group: Group) -> Iterator[
         ) from error
 
 
-def _save(path: Path, run: Run, *, settings: TrainSettings, data: Data) -> None:
-    """The averaged weights with their card."""
+def _save(path: Path, run: Run, *, settings: TrainSettings, data: Data, own: bool) -> None:
+    """The averaged weights with their card; those of a network that is not ours without."""
     from datetime import UTC, datetime
+
+    if not own:
+        from safetensors.torch import save_file
+
+        save_file({k: v.detach().cpu().contiguous() for k, v in run.average.state.items()}, path)
+        return
 
     reached = f"; held-out pairs {run.best_psnr:.2f} dB" if np.isfinite(run.best_psnr) else ""
     recipe = settings.model_dump(mode="json", include={"steps", "minutes", "batch", "lr", "loss", "fft_weight", "seed"})

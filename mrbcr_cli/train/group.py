@@ -37,7 +37,7 @@ class Group:
         if self.size == 1:
             return network
         devices = [torch.device(device)] if device.startswith("cuda") else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
     def no_sync(self, network: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
         """Leave the averaging out where gradients go on adding up."""

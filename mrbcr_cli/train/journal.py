@@ -23,8 +23,6 @@ from mrbcr_cli.train.state import Run
 CHECKPOINT, BEST, LAST = "last.ckpt", "best.safetensors", "last.safetensors"
 LOG, TABLE, CURVES, SETTINGS, LOCK = "train.jsonl", "train.csv", "curves.png", "train.yaml", "train.lock"
 FILES = frozenset({CHECKPOINT, BEST, LAST, LOG, TABLE, CURVES, SETTINGS, LOCK, "tensorboard"})
-_SAVE_EVERY_S = 300.0
-
 SaveWeights = Callable[[Path, Run], None]
 
 
@@ -40,14 +38,15 @@ class Journal:
         patches_a_step: int,
         progress: Progress,
         say: Callable[[str], None],
+        event: Callable[..., None],
         tensorboard: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.fingerprint, self._save_weights = folder, fingerprint, save_weights
         self._patches, self._progress, self._say, self._clock = patches_a_step, progress, say, clock
+        self._event = event
         self._board = _board(folder) if tensorboard else None
         self._mark = (clock(), 0)
-        self._saved = clock()
 
     def resume(self, step: int) -> None:
         """Drop what was logged after the checkpoint that the run starts from."""
@@ -73,6 +72,7 @@ class Journal:
             f"step {run.step} of {self._progress.total}: loss {row['loss']:.4g}, PSNR {row['psnr']:.2f} dB"
             f"{validation}, {rate:.1f} patches/s, {clock_text(left)} to go"
         )
+        self._event("step", **row)
         self._progress.advance(steps=run.step - self._progress.done)
 
     def keep(self, run: Run, *, best: bool) -> None:

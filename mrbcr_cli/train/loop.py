@@ -29,6 +29,8 @@ CONTEXT_PX = 16
 """Rim of a patch that is context and does not count."""
 BORDER_PX = 64
 """What a patch is smaller by when the network continues it by reflection, so that all steps cost the same."""
+_DIVERGED_DB = -300.0
+"""PSNR of an output that is not finite."""
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -216,7 +218,9 @@ def validate(course: Course, run: Run) -> float:
             found = run_network(run.network, inputs, bordered=True)[0].float()
             span = float(truth.max() - truth.min())
             error = float((found - truth).square().mean())
-            values.append(10.0 * math.log10(max(span, 1e-6) ** 2 / max(error, 1e-12)))
+            values.append(
+                10.0 * math.log10(max(span, 1e-6) ** 2 / max(error, 1e-12)) if error < math.inf else _DIVERGED_DB
+            )
     finally:
         run.network.load_state_dict(weights)
         run.network.train()

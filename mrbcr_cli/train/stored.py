@@ -96,7 +96,8 @@ def read_npz_pairs(path: Path, share: float, limit: int) -> tuple[PairSet, PairS
     cut = len(low) - count
     train = PairSet(tuple(low[:cut]), tuple(high[:cut]), names[:cut])
     validation = PairSet(tuple(low[cut:]), tuple(high[cut:]), names[cut:])
-    _checked(validation, str(path))
+    if count:
+        _checked(validation, str(path))
     return _checked(train, str(path)), _thinned(validation, limit)
 
 
