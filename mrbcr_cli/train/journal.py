@@ -134,7 +134,7 @@ def _replace(path: Path, text: str) -> None:
 def check_tensorboard() -> None:
     """Raises InputError when TensorBoard is wanted and missing."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard needs the tensorboard package: pip install tensorboard")
+        raise InputError("--tensorboard needs the tensorboard package: pip install 'mrbcr[tensorboard]'")
 
 
 def _board(folder: Path) -> Any:

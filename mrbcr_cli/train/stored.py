@@ -20,6 +20,8 @@ from mrbcr_cli.train.batches import PairSet
 
 Array = NDArray[Any]
 _SUFFIXES = (".tif", ".tiff", ".btf", ".zarr")
+_BYTES_PER_PIXEL = 6
+"""Of a pair in memory: counts and target."""
 _LOW, _HIGH = ("low", "input"), ("gt", "target")
 """Names of the arrays of an NPZ."""
 
@@ -34,8 +36,9 @@ def read_zarr_pairs(paths: Sequence[Path], validation_limit: int) -> tuple[PairS
     train: list[PairSet] = []
     validation: list[PairSet] = []
     used: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
-    for path in paths:
-        info = read_info(path)
+    infos = [read_info(path) for path in paths]
+    _check_memory(sum(info.count * info.patch_px**2 * _BYTES_PER_PIXEL for info in infos))
+    for path, info in zip(paths, infos, strict=True):
         for split, (first, stop) in info.splits.items():
             if stop <= first:
                 continue
@@ -99,6 +102,19 @@ def read_npz_pairs(path: Path, share: float, limit: int) -> tuple[PairSet, PairS
     if count:
         _checked(validation, str(path))
     return _checked(train, str(path)), _thinned(validation, limit)
+
+
+def _check_memory(needed: int) -> None:
+    """Pairs are held in memory. Raises InputError where they do not fit."""
+    from mrbcr_cli.capacity import available_memory_bytes
+    from mrbcr_cli.console import bytes_text
+
+    free = available_memory_bytes()
+    if needed > 0.7 * free:
+        raise InputError(
+            f"the pairs take {bytes_text(needed)} of memory, of which {bytes_text(free)} is free; train on fewer, or "
+            "with --simulate"
+        )
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
