@@ -261,7 +261,18 @@ def _validation(settings: TrainSettings, data: Data, reporter: Reporter) -> Pair
 
 
 def _fingerprint(settings: TrainSettings, data: Data, group: Group) -> str:
-    names = {"pairs", "input_dir", "target_dir", "npz", "tensorboard", "name", "domain", "trained_on", "licence"}
+    names = {
+        "pairs",
+        "input_dir",
+        "target_dir",
+        "npz",
+        "tensorboard",
+        "name",
+        "domain",
+        "trained_on",
+        "licence",
+        "limits",
+    }
     values = settings.model_dump(mode="json", exclude={*names, "simulate"})
     simulate = (
         None if settings.simulate is None else settings.simulate.model_dump(mode="json", exclude={"source", "psf"})
@@ -334,6 +345,7 @@ def _save(path: Path, run: Run, *, settings: TrainSettings, data: Data, own: boo
         domain=settings.domain or "as the training data",
         trained_on=settings.trained_on or data.words,
         licence=settings.licence,
+        limits=None if settings.limits is None else {k: list(v) for k, v in settings.limits.items()},
         created_by=f"mrbcr {__version__}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=f"mrbcr train, step {run.step} of {json.dumps(recipe)}{reached}",

@@ -87,7 +87,8 @@ class TrainSettings(BaseModel):
     domain: str = ""
     trained_on: str = ""
     licence: str = "MIT"
-    """What the card of the weights says."""
+    limits: dict[str, tuple[float, float]] | None = None
+    """What the card of the weights says; `limits` (fwhm_px, photons, read_noise_e) are what images are checked against."""
 
     @field_validator("pairs", mode="before")
     @classmethod
