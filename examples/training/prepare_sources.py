@@ -116,7 +116,7 @@ def _render_localisations(path: Path) -> Image:
 
 
 def clean(plane: Image, recipe: Recipe) -> Image | None:
-    """Take background and noise floor off a plane, shrink it and scale it to about [0, 1]; None where nothing is left."""
+    """Take background and noise off a plane, shrink it and scale it to about [0, 1]; None where nothing is left."""
     plane = plane[: recipe.keep_rows] if recipe.keep_rows else plane
     if recipe.prefilter_px:
         plane = ndimage.gaussian_filter(plane, recipe.prefilter_px)

@@ -16,7 +16,7 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.specimens.field import Grid, Keys, Vector, normal, root_key, uniform
 
 STYLES: dict[str, tuple[str, ...]] = {
-    "beads": ("points", "clusters", "beads", "puncta"),
+    "beads": ("points", "clusters", "beads", "puncta", "doublets"),
     "filaments": ("mesh", "asters", "bundles", "branches", "beaded", "worms", "outlined_worms"),
     "membranes": ("cells", "mosaic", "outlines", "folds", "envelopes"),
     "vesicles": ("shells", "filled", "both", "clustered"),

@@ -23,6 +23,9 @@ from mrbcr_cli.train.state import Run
 CHECKPOINT, BEST, LAST = "last.ckpt", "best.safetensors", "last.safetensors"
 LOG, TABLE, CURVES, SETTINGS, LOCK = "train.jsonl", "train.csv", "curves.png", "train.yaml", "train.lock"
 FILES = frozenset({CHECKPOINT, BEST, LAST, LOG, TABLE, CURVES, SETTINGS, LOCK, "tensorboard"})
+_KEEP_EVERY_S = 300.0
+"""Longest time between checkpoints, where validations are rarer."""
+
 SaveWeights = Callable[[Path, Run], None]
 
 
@@ -47,6 +50,7 @@ class Journal:
         self._event = event
         self._board = _board(folder) if tensorboard else None
         self._mark = (clock(), 0)
+        self._kept = clock()
 
     def resume(self, step: int) -> None:
         """Drop what was logged after the checkpoint that the run starts from."""
@@ -74,9 +78,12 @@ class Journal:
         )
         self._event("step", **row)
         self._progress.advance(steps=run.step - self._progress.done)
+        if now - self._kept > _KEEP_EVERY_S:
+            self.keep(run, best=False)
 
     def keep(self, run: Run, *, best: bool) -> None:
         """Write checkpoint, weights, table and curves. Raises IncompleteError when the disk does not take them."""
+        self._kept = self._clock()
         try:
             if best:
                 self._save_weights(self.folder / BEST, run)

@@ -88,7 +88,7 @@ class TrainSettings(BaseModel):
     trained_on: str = ""
     licence: str = "MIT"
     limits: dict[str, tuple[float, float]] | None = None
-    """What the card of the weights says; `limits` (fwhm_px, photons, read_noise_e) are what images are checked against."""
+    """What the card of the weights says; images are checked against `limits` (fwhm_px, photons, read_noise_e)."""
 
     @field_validator("pairs", mode="before")
     @classmethod
