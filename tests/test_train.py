@@ -205,6 +205,35 @@ def test_another_run_or_other_files_are_not_overwritten(
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_two_runs_do_not_share_a_folder(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mrbcr_cli.stream.ledger import lock
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / "train.lock").open("ab") as held:
+        lock(held)
+        assert train(out, "--pairs", stored / "p.zarr") == 3
+    assert "another run" in capsys.readouterr().err
+
+
+def test_full_disk_ends_in_one_line_and_resumes(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mrbcr_cli.train.state import Run
+
+    def full(self: Run, path: Path, fingerprint: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", full)
+        assert train(tmp_path / "run", "--pairs", stored / "p.zarr") == 3
+    assert "No space left" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--pairs", stored / "p.zarr") == 0
+    assert [row["step"] for row in read_log(tmp_path / "run" / "train.jsonl")] == [2, 4, 6, 8]
+    (tmp_path / "file").write_text("")
+    assert train(tmp_path / "file" / "run", "--pairs", stored / "p.zarr") == 2
+
+
 def test_zarr_npz_and_folders_give_the_same_pairs(stored: Path) -> None:
     zarr_train, zarr_validation = read_zarr_pairs([stored / "p.zarr"], 100)
     npz_train, _ = read_npz_pairs(stored / "npz" / "train" / "train.npz", 0.0, 100)

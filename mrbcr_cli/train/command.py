@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -312,16 +312,18 @@ def _folder_of(folder: Path, settings: TrainSettings, group: Group) -> Iterator[
     if not group.writes:
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / files.LOCK).open("ab") as held:
-            lock(held)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock(stack.enter_context((folder / files.LOCK).open("ab")))
             (folder / files.SETTINGS).write_text(dump_yaml(settings), encoding="utf-8")
-            yield
-    except LockedError as error:
-        raise IncompleteError(
-            f"{folder}: another run is writing there; wait for it, or choose another --output"
-        ) from error
+        except LockedError as error:
+            raise IncompleteError(
+                f"{folder}: another run is writing there; wait for it, or choose another --output"
+            ) from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        yield
 
 
 def _save(path: Path, run: Run, *, settings: TrainSettings, data: Data, own: bool) -> None:

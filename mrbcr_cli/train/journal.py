@@ -64,8 +64,11 @@ class Journal:
         self._mark = (now, run.step)
         rate = (run.step - before) * self._patches / max(now - then, 1e-9)
         row = {**values, "patches_per_s": round(rate, 2), "elapsed_s": round(run.elapsed_s, 2)}
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
         if self._board is not None:
             for name, value in row.items():
                 if name != "step":
@@ -92,15 +95,16 @@ class Journal:
             rows = read_log(self.folder / LOG)
             _replace(self.folder / TABLE, _as_csv(rows))
         except (OSError, InputError) as error:
-            raise IncompleteError(
-                f"{self.folder}: cannot be written ({error}); run the same command to resume"
-            ) from error
+            raise self._unwritable(error) from error
         if rows:
             from mrbcr_cli.figures import training_figure
 
             training_figure(self.folder / CURVES, rows)
         if self._board is not None:
             self._board.flush()
+
+    def _unwritable(self, error: Exception) -> IncompleteError:
+        return IncompleteError(f"{self.folder}: cannot be written ({error}); run the same command to resume")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
