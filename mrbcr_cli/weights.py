@@ -19,6 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mrbcr_cli.domain import wrong_limits
 from mrbcr_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,12 +77,16 @@ class WeightsCard:
     effective_halo_px: int | None = None
     """Context beyond which the output moves by less than 1e-6 of its range; None where nobody measured."""
     notes: str = ""
+    limits: dict[str, Any] | None = None
+    """The domain in numbers, {"fwhm_px": [2, 6], "photons": [20, 5000]}; see `domain.check_domain`. None: unchecked."""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Return the card as JSON with sorted keys: equal cards give equal text. Raises InputError as `from_json`."""
         try:
-            text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, allow_nan=False)
+            # Cards without limits stay what they were before there were any, byte for byte.
+            values = {key: value for key, value in asdict(self).items() if key != "limits" or value is not None}
+            text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"the weights card of {self.name!r} cannot be written as JSON: {error}") from error
         WeightsCard.from_json(text, "the weights card to be saved")
@@ -133,6 +138,8 @@ def _check_values(card: WeightsCard, where: str) -> None:
     numbers = [v for v in (low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] <= 100:
         raise InputError(f"{where}: normalisation percentiles must satisfy 0 <= low < high <= 100, not {low}, {high}")
+    if (wrong := wrong_limits(card.limits or {})) is not None:
+        raise InputError(f"{where}: limits: {wrong}")
 
 
 @dataclass(frozen=True)
