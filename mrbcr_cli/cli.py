@@ -136,6 +136,14 @@ def deconvolve(
         float | None,
         typer.Option(help="Wiener noise-to-signal balance. Default: estimated.", rich_help_panel=METHOD),
     ] = None,
+    domain_check: Annotated[
+        bool | None,
+        typer.Option(
+            "--domain-check/--no-domain-check",
+            help="Warn of images unlike those the model was made for. Default: yes.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     axes: Axes = None,
     series: Series = None,
     split_rgb: SplitRgb = None,

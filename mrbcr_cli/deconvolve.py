@@ -73,6 +73,9 @@ def deconvolve_file(
         )
     for note in plan.notes:
         reporter.info(f"note: {note}")
+    for warning in plan.warnings:
+        reporter.warn(f"{source.label}: {warning}")
+        reporter.event("warning", input=source.label, output=str(target.path), message=warning)
     if dry_run:
         return Outcome(target.path, "planned", describe_plan(plan, target))
     try:
@@ -116,7 +119,10 @@ def _adopt(plan: Plan, contents: LedgerContents, settings: DeconvolveSettings, t
             "leave --tile-size out to resume it, or use --no-resume to start again"
         )
     notes = tuple(dict.fromkeys([*map(str, contents.header.get("notes", [])), *plan.notes]))
-    return replace(plan.with_grid(grid, settings), notes=notes)
+    judged: dict[str, Any] = {}
+    if settings.domain_check:
+        judged = {"domain": tuple(contents.header.get("domain", ())), "warnings": contents.header.get("warnings", ())}
+    return replace(plan.with_grid(grid, settings), notes=notes, **judged)
 
 
 def _carry_out(
@@ -134,6 +140,8 @@ def _carry_out(
         "grid": plan.grid.to_dict(),
         "ranges": [asdict(r) for r in plan.ranges],
         "notes": list(plan.notes),
+        "domain": list(plan.domain),
+        "warnings": list(plan.warnings),
         "command": command,
     }
     with Ledger(target.ledger, header) as ledger:
@@ -243,7 +251,9 @@ def _summary(plan: Plan, records: dict[int, BlockRecord], resumed: int, wall_s: 
         "non_finite": sum(r.non_finite for r in records.values()),
         "workers": plan.share.workers,
         "seconds": {**seconds, "blocks_wall": round(wall_s, 3)},
-        "notes": list(dict.fromkeys([*plan.notes, *(note for r in records.values() for note in r.notes)])),
+        "notes": list(
+            dict.fromkeys([*plan.notes, *plan.warnings, *(note for r in records.values() for note in r.notes)])
+        ),
     }
 
 
@@ -294,6 +304,8 @@ def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:
         "ranges": [asdict(r) for r in plan.ranges],
         "fingerprint": plan.fingerprint,
         "notes": list(plan.notes),
+        "domain": list(plan.domain),
+        "warnings": list(plan.warnings),
     }
     return described if target is None else {"output": str(target.path), "format": target.format, **described}
 

@@ -108,10 +108,23 @@ def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
             "blocks": f"{p['blocks']} of {' x '.join(map(str, p['block_shape']))}, halo {p['halo'][-1]} px",
             "workers": f"{p['workers']} with {p['torch_threads']} thread(s) each",
             "memory": f"about {bytes_text(p['expected_memory_bytes'])}",
+            **_domain_rows(p),
             "time": f"about {clock_text(p['expected_seconds'])} at {p['megapixels_per_s']} Mpixel/s (probed now)",
         }
     for key, value in rows.items():
         print(f"  {key:13} {value}")
+
+
+def _domain_rows(plan: dict[str, Any]) -> dict[str, str]:
+    """What was found of each channel that was held against its model's limits, and where it lies outside of them."""
+    rows = {}
+    for index, found in enumerate(plan["domain"]):
+        if found is not None:
+            fwhm, snr = (
+                f"{found[key]:.3g}" if found[key] is not None else "unknown" for key in ("fwhm_px", "snr_peak")
+            )
+            rows[f"channel {index}"] = f"{found['content']}; finest detail {fwhm} px (FWHM); peak over noise {snr}"
+    return rows | {f"warning {k + 1}": text for k, text in enumerate(plan["warnings"])}
 
 
 def print_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:

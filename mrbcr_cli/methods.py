@@ -74,6 +74,8 @@ class ChannelMethod:
     notes: tuple[str, ...] = ()
     percentiles: tuple[float, float] = DEFAULT_PERCENTILES
     """Of the intensity range this method was made for, unless the user sets others."""
+    limits: dict[str, Any] | None = None
+    """The domain of a network, to hold images against; None where it is not known."""
 
 
 def plan_methods(
@@ -135,7 +137,7 @@ def _networks(
             "halo_px": halo,
         }
         low, high = (float(loaded.card.normalisation[key]) for key in ("low", "high"))
-        found[name] = ChannelMethod(spec, identity, described, percentiles=(low, high))
+        found[name] = ChannelMethod(spec, identity, described, percentiles=(low, high), limits=loaded.card.limits)
     return tuple(found[by_channel.get(c, by_channel.get(None, ""))] for c in channels)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.capacity import BASE_BYTES, Needs, Share, choose_grid, share_out
+from mrbcr_cli.domain import DomainEstimate, Windows, check_domain, estimate_domain
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
@@ -48,6 +51,10 @@ class Plan:
     needs: Needs
     share: Share
     notes: tuple[str, ...]
+    domain: tuple[dict[str, Any] | None, ...] = ()
+    """Of each output channel: what a `DomainEstimate` found; None or missing where nothing was looked for."""
+    warnings: tuple[str, ...] = ()
+    """In what the image lies outside the domain of its model."""
 
     @property
     def expected_bytes(self) -> int:
@@ -107,7 +114,8 @@ def _plan(
     channels = picks.get("C", (0,))
     methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, settings, t, c, z))
     percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
-    ranges, notes = _ranges(reader, settings, channels, percentiles, known_ranges)
+    judged = tuple(settings.domain_check and bool(m.limits) for m in methods)
+    ranges, notes, estimates = _ranges(reader, settings, channels, percentiles, judged, known_ranges)
     _check_background(settings, ranges, info)
     needs = Needs.of([method_for(spec) for spec in dict.fromkeys(m.spec for m in methods)])
     grid = choose_grid(settings, info, needs, shape, offset, picks)
@@ -141,6 +149,8 @@ def _plan(
         needs=needs,
         share=share_out(settings, info, needs, grid),
         notes=tuple(dict.fromkeys(said)),
+        domain=tuple(e if e is None else e.to_dict() for e in estimates),
+        warnings=_outside_domain(channels, methods, estimates),
     )
 
 
@@ -219,31 +229,61 @@ def _ranges(
     settings: DeconvolveSettings,
     channels: tuple[int, ...],
     percentiles: tuple[tuple[float, float], ...],
+    judged: tuple[bool, ...],
     known: tuple[IntensityRange, ...] | None,
-) -> tuple[tuple[IntensityRange, ...], list[str]]:
-    """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it."""
+) -> tuple[tuple[IntensityRange, ...], list[str], tuple[DomainEstimate | None, ...]]:
+    """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it.
+
+    Channels to be judged get an estimate of what they are from the pixels of the survey; nothing is read twice.
+    """
     if known is not None and len(known) == len(channels):
-        return known, []
+        return known, [], ()  # the earlier run judged them
     info, notes, ranges = reader.info, [], []
-    if settings.range is not None and info.dtype.kind != "f":
-        return (IntensityRange(*settings.range),) * len(channels), []
+    estimates: list[DomainEstimate | None] = []
     shape = (info.size("T"), info.size("Z"), info.size("Y"), info.size("X"))
-    for channel, low_high in zip(channels, percentiles, strict=True):
-
-        def read(region: tuple[slice, slice, slice, slice], channel: int = channel) -> NDArray[Any]:
-            return reader.read(
-                full_region(info, {"C": slice(channel, channel + 1), **dict(zip("TZYX", region, strict=True))})
-            )
-
-        survey = survey_channel(shape, read, low_high)
+    for channel, low_high, judge in zip(channels, percentiles, judged, strict=True):
+        if settings.range is not None and info.dtype.kind != "f" and not judge:
+            ranges.append(IntensityRange(*settings.range))
+            estimates.append(None)
+            continue
+        seen = Windows() if judge else None
+        survey = survey_channel(shape, _channel_reader(reader, channel, seen), low_high)
         if survey.non_finite and settings.nan_policy == "refuse":
             raise _not_finite(info, survey.non_finite, survey.looked_at)
-        if settings.range is not None:  # surveyed for NaN alone
+        estimates.append(None if seen is None else estimate_domain(seen.planes))
+        if settings.range is not None:  # surveyed for NaN and domain alone
             ranges.append(IntensityRange(*settings.range))
             continue
         notes += [f"channel {channel}: {note}" for note in survey.notes]
         ranges.append(survey.range)
-    return tuple(ranges), notes
+    return tuple(ranges), notes, tuple(estimates)
+
+
+def _channel_reader(
+    reader: ImageReader, channel: int, seen: Windows | None
+) -> Callable[[tuple[slice, slice, slice, slice]], NDArray[Any]]:
+    """Return what reads (t, z, y, x) regions of one plane each of a channel, keeping them in `seen`."""
+
+    def read(region: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
+        by_axis = {"C": slice(channel, channel + 1), **dict(zip("TZYX", region, strict=True))}
+        pixels = reader.read(full_region(reader.info, by_axis))
+        if seen is not None:
+            seen.keep(pixels.reshape(pixels.shape[-2:]))
+        return pixels
+
+    return read
+
+
+def _outside_domain(
+    channels: tuple[int, ...], methods: tuple[ChannelMethod, ...], estimates: tuple[DomainEstimate | None, ...]
+) -> tuple[str, ...]:
+    """Say of each channel that was judged in what it lies outside the limits of its model."""
+    return tuple(
+        f"channel {channel}: {text}"
+        for channel, method, estimate in zip_longest(channels, methods, estimates)
+        if estimate is not None
+        for text in check_domain(estimate, method.limits or {})
+    )
 
 
 def _check_background(settings: DeconvolveSettings, ranges: tuple[IntensityRange, ...], info: ImageInfo) -> None:
@@ -311,10 +351,11 @@ def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: 
                 "channel": channel,
                 **method.description,
                 "range": {"low": r.low, "high": r.high, "how": r.how},
+                **({} if estimate is None else {"estimate_of_domain": estimate}),
             }
-            for channel, method, r in zip(plan.channels, plan.methods, plan.ranges, strict=True)
+            for channel, method, r, estimate in zip_longest(plan.channels, plan.methods, plan.ranges, plan.domain)
         ],
         "settings": json.loads(settings.model_dump_json(exclude={"overwrite", "resume"})),
         "grid": plan.grid.to_dict(),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *plan.warnings],
     }

@@ -39,6 +39,8 @@ class DeconvolveSettings(BaseModel):
     background: Annotated[float, Field(ge=0)] = 0.0
     acceleration: bool = False
     balance: Annotated[float, Field(gt=0)] | None = None
+    domain_check: bool = True
+    """Warn of images outside the domain of the model, where its card gives limits."""
 
     axes: str | None = None
     series: Annotated[int, Field(ge=0)] | None = None
@@ -97,7 +99,7 @@ class DeconvolveSettings(BaseModel):
 
     def _refuse_unused(self) -> None:
         """An option that the method does not look at would be a silent mistake."""
-        network_only = ("model", "tile_overlap", "precision", "batch_size")
+        network_only = ("model", "tile_overlap", "precision", "batch_size", "domain_check")
         explicit_only = ("psf_voxel_um", "iterations", "tv", "background", "acceleration", "balance")
         unused = explicit_only if self.method == "network" else network_only
         for name in unused:
