@@ -178,3 +178,22 @@ def test_settings_survive_json() -> None:
 def test_too_small_an_image_is_refused() -> None:
     with pytest.raises(ValueError, match="16 x 16"):
         network()(torch.rand(1, 1, 15, 40))
+
+
+def test_noise_at_the_highest_frequency_can_be_removed() -> None:
+    """A lattice of period 2 px is constant in a detail band; two centre weights in a row take it away."""
+    network = Mrbcr()
+    alpha = network.settings.alpha
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for stage in network.scales:
+            for band in range(1, 4):
+                stage.b_lift.weight[band * alpha, band, 1, 1] = 1.0  # type: ignore[union-attr, operator]
+                stage.project.weight[band, band * alpha, 1, 1] = -1.0  # type: ignore[union-attr, operator]
+    lattice = (-1.0) ** torch.arange(96).expand(96, 96)[None, None]
+    with torch.inference_mode():
+        left = network(lattice)[0][..., 32:64, 32:64]
+        flat = network(torch.ones(1, 1, 96, 96))[0]
+    assert float(left.abs().max()) < 1e-5
+    assert torch.allclose(flat, torch.ones_like(flat), atol=1e-5)

@@ -21,19 +21,24 @@ _SMALL_START = 0.1
 
 
 class BandConv(nn.Conv2d):
-    """A 3x3 convolution whose output is bands: what it gives to LH, HL and HH vanishes for constant input.
+    """A 3x3 convolution whose output is bands: LH, HL and HH get no constant from inputs that are constant.
 
-    A constant in a detail band is a lattice in the image. So the kernels of the detail rows have their mean removed,
-    and detail rows have no bias: a flat image stays exactly flat, and noise leaves no lattice in the mean.
+    A constant in a detail band is a lattice in the image. So the kernels from anything that has a mean (LL, images,
+    rectified features) to the detail rows have their mean removed, and detail rows have no bias: a flat image stays
+    exactly flat, and noise leaves no lattice in its mean. Kernels from detail bands to detail rows are free: these
+    inputs have no mean, and noise at the highest frequencies, which is slow in a detail band, must be removable.
     """
 
-    def __init__(self, in_channels: int, alpha: int) -> None:
+    def __init__(self, in_channels: int, alpha: int, detail_from: int | None = None) -> None:
+        """`detail_from`: input channels from this one on are detail bands; None: no input is one."""
         super().__init__(in_channels, BANDS * alpha, 3, padding=1)
         self.alpha = alpha
+        self.detail_from = in_channels if detail_from is None else detail_from
 
     def forward(self, features: Tensor) -> Tensor:
         smooth, detail = self.weight[: self.alpha], self.weight[self.alpha :]
-        weight = torch.cat((smooth, detail - detail.mean(dim=(2, 3), keepdim=True)))
+        level, free = detail[:, : self.detail_from], detail[:, self.detail_from :]
+        weight = torch.cat((smooth, torch.cat((level - level.mean(dim=(2, 3), keepdim=True), free), dim=1)))
         bias = None if self.bias is None else F.pad(self.bias[: self.alpha], (0, (BANDS - 1) * self.alpha))
         return F.conv2d(features, weight, bias, padding=1)
 

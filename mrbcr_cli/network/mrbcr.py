@@ -76,11 +76,11 @@ class _Stage(nn.Module):
 
     def __init__(self, alpha: int, kt_pairs: tuple[int, ...], b_pairs: tuple[int, ...], guided: bool) -> None:
         super().__init__()
-        self.kt_lift = BandConv(BANDS, alpha)
+        self.kt_lift = BandConv(BANDS, alpha, detail_from=1)
         self.kt = NonstandardBlock(alpha, kt_pairs)
-        self.b_lift = BandConv(BANDS, alpha)
+        self.b_lift = BandConv(BANDS, alpha, detail_from=1)
         self.b = NonstandardBlock(alpha, b_pairs)
-        self.project = BandConv(BANDS * alpha, 1)
+        self.project = BandConv(BANDS * alpha, 1, detail_from=alpha)
         self.kt_fusion = BandConv(alpha, alpha) if guided else None
         self.b_fusion = BandConv(alpha, alpha) if guided else None
         with torch.no_grad():
