@@ -4,47 +4,37 @@
     python examples/make_example.py --truth                         # and examples/data/cells_truth.ome.tif
     python examples/make_example.py --picture cells_sharp.ome.zarr  # writes examples/before_after.png
 
-Simulated with the forward model of examples/training, from seeds that no training run draws.
+Simulated by `mrbcr simulate pairs`, from a seed that no training run draws.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
+from mrbcr_cli.simulate.pair import Pair, PairsJob, make_pair
+from mrbcr_cli.simulate.pairs_settings import PairsSettings
+
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE / "training"))
-
-import forward_model as fm  # noqa: E402
-import specimens  # noqa: E402
-
 SIZE_PX = 512
 PIXEL_UM = 0.065
-NAMES = ("actin", "vesicles and nuclei")
+NAMES = ("actin", "vesicles")
 
 
-def channels() -> list[fm.Field]:
-    """The two channels as fields of the training simulator: PSF FWHM 4.2 px (273 nm), a third of the light is haze."""
-    fields = []
-    for number, kinds in enumerate(((specimens.filaments,), (specimens.vesicles, specimens.nuclei))):
-        rng = np.random.default_rng((77_000, number))
-        planes = [specimens.normalised(kind(rng, SIZE_PX)) for kind in kinds]
-        plane = np.sum(planes, axis=0, dtype=np.float32)
-        conditions = fm.Conditions(
-            psf=fm.Psf(4.2, 1.0, spherical_waves=0.03),
-            haze_fraction=0.35,
-            haze_planes=(fm.HazePlane(0.6, 12.0, True), fm.HazePlane(0.4, 30.0, False)),
-            peak_electrons=(400.0, 250.0)[number],
-            background_electrons=20.0,
-            read_noise_e=1.6,
-        )
-        others = [np.roll(plane, shift, axis=(0, 1)) for shift in ((17, -9), (-40, 33))]
-        fields.append(fm.make_field(plane, others, conditions, rng))
-    return fields
+def channels() -> list[Pair]:
+    """The two channels: objective of NA 1.0, PSF of 4 px (0.26 um), a third of the light from out of focus."""
+    pairs = []
+    for number, (kind, photons) in enumerate((("filaments", 400.0), ("vesicles", 250.0))):
+        settings = PairsSettings(
+            patch=SIZE_PX, seed=77_000 + number, specimen=(kind,), na=(1.0, 1.0), wavelength=(525.0, 525.0),
+            pixel=(PIXEL_UM, PIXEL_UM), thickness=(4.0, 4.0), haze=(0.35, 0.35), photons=(photons, photons),
+            background=(0.05, 0.05), gain=(2.0, 2.0), read_noise=(1.6, 1.6), scmos=0.0, aberration=(0.03, 0.03),
+        )  # fmt: skip
+        pairs.append(make_pair(PairsJob(settings, (), (), (1, 0, 0)), 0))
+    return pairs
 
 
 def main() -> None:
@@ -56,9 +46,7 @@ def main() -> None:
     if args.picture:
         picture(args.picture)
         return
-    fields = channels()
-    rng = np.random.default_rng(77_100)
-    noisy = np.stack([fm.record(f.mean, f.conditions, rng) for f in fields])
+    pairs = channels()
     meta = {
         "axes": "CYX",
         "PhysicalSizeX": PIXEL_UM,
@@ -68,11 +56,11 @@ def main() -> None:
         "Channel": {"Name": list(NAMES)},
     }
     (HERE / "data").mkdir(exist_ok=True)
-    counts = np.clip(np.rint(100 + 2 * noisy), 0, 65535).astype(np.uint16)
+    counts = np.stack([pair.blurred for pair in pairs])
     write = {"metadata": meta, "compression": "zlib", "predictor": True, "tile": (256, 256)}
     tifffile.imwrite(HERE / "data" / "cells.ome.tif", counts, **write)
     if args.truth:
-        truth = np.stack([100 + 2 * f.target for f in fields]).astype(np.float32)
+        truth = np.stack([pair.sharp for pair in pairs])
         tifffile.imwrite(HERE / "data" / "cells_truth.ome.tif", truth, **write)
 
 

@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     weights, recipe, report, target = (Path(text) for text in argv)
-    settings = load_configuration(TrainSettings, recipe, {}, "mrbcr train")
+    # What is simulated plays no part in the card, and its sources are not named in the YAML.
+    settings = load_configuration(TrainSettings, recipe, {"simulate": {}}, "mrbcr train")
     loaded = load_weights(weights)
     halo = measure_effective_halo(build_network(loaded))
     found = figures(json.loads(report.read_text(encoding="utf-8")), settings.name)

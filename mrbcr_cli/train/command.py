@@ -193,13 +193,16 @@ def _go(
         reporter.info(f"{folder}: going on from step {run.step}")
     else:
         reporter.info(f"{folder}: training {settings.model} on {data.words}, on {course.device}")
-    with reporter.progress(f"{folder.name}", settings.steps, "steps", run.step) as progress:
+    clocked = settings.minutes is not None
+    length, unit = (round(60 * settings.minutes), "s") if settings.minutes is not None else (settings.steps, "steps")
+    done = int(run.elapsed_s) if clocked else run.step
+    with reporter.progress(f"{folder.name}", length, unit, done) as progress:
         log: Journal | _Silent = _Silent()
         if group.writes:
             log = Journal(
                 folder, fingerprint, partial(_save, settings=settings, data=data, own=own),
                 patches_a_step=settings.batch * settings.accumulate * group.size, progress=progress,
-                say=reporter.info, event=reporter.event, tensorboard=settings.tensorboard,
+                say=reporter.info, event=reporter.event, minutes=settings.minutes, tensorboard=settings.tensorboard,
             )  # fmt: skip
             log.resume(run.step)
         try:

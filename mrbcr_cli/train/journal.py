@@ -42,12 +42,13 @@ class Journal:
         progress: Progress,
         say: Callable[[str], None],
         event: Callable[..., None],
+        minutes: float | None = None,
         tensorboard: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.fingerprint, self._save_weights = folder, fingerprint, save_weights
         self._patches, self._progress, self._say, self._clock = patches_a_step, progress, say, clock
-        self._event = event
+        self._event, self._minutes = event, minutes
         self._board = _board(folder) if tensorboard else None
         self._mark = (clock(), 0)
         self._kept = clock()
@@ -74,13 +75,18 @@ class Journal:
                 if name != "step":
                     self._board.add_scalar(name, value, run.step)
         validation = f", validation {row['validation_psnr']:.2f} dB" if "validation_psnr" in row else ""
-        left = run.elapsed_s * max(self._progress.total - run.step, 0) / max(run.step, 1)
+        of = f" of {self._progress.total}" if self._minutes is None else ""
+        if self._minutes is None:
+            left = run.elapsed_s * max(self._progress.total - run.step, 0) / max(run.step, 1)
+        else:
+            left = max(60 * self._minutes - run.elapsed_s, 0.0)
         self._say(
-            f"step {run.step} of {self._progress.total}: loss {row['loss']:.4g}, PSNR {row['psnr']:.2f} dB"
+            f"step {run.step}{of}: loss {row['loss']:.4g}, PSNR {row['psnr']:.2f} dB"
             f"{validation}, {rate:.1f} patches/s, {clock_text(left)} to go"
         )
         self._event("step", **row)
-        self._progress.advance(steps=run.step - self._progress.done)
+        done = run.step if self._minutes is None else int(run.elapsed_s)
+        self._progress.advance(steps=done - self._progress.done)
         if now - self._kept > _KEEP_EVERY_S:
             self.keep(run, best=False)
 
