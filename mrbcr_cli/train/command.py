@@ -339,7 +339,7 @@ def _save(path: Path, run: Run, *, settings: TrainSettings, data: Data, own: boo
         save_file({k: v.detach().cpu().contiguous() for k, v in run.average.state.items()}, path)
         return
 
-    reached = f"; held-out pairs {run.best_psnr:.2f} dB" if np.isfinite(run.best_psnr) else ""
+    reached = f"; held-out pairs {run.last_psnr:.2f} dB" if np.isfinite(run.last_psnr) else ""
     recipe = settings.model_dump(mode="json", include={"steps", "minutes", "batch", "lr", "loss", "fft_weight", "seed"})
     network: Any = run.network
     card = WeightsCard(

@@ -183,6 +183,7 @@ def _validate_and_keep(course: Course, run: Run, log: Log, progress: float, last
     if course.validation.recorded:
         psnr = validate(course, run)
         best = psnr > run.best_psnr
+        run.last_psnr = psnr
         run.best_psnr = max(run.best_psnr, psnr)
         run.since_best = 0 if best else run.since_best + 1
         values["validation_psnr"] = psnr

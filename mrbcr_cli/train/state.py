@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mrbcr_cli.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Average:
@@ -63,6 +63,8 @@ class Run:
     step: int = 0
     elapsed_s: float = 0.0
     """Over all restarts."""
+    last_psnr: float = -math.inf
+    """Of the last validation, dB; and the best so far."""
     best_psnr: float = -math.inf
     since_best: int = 0
     """Validations since the best one."""
@@ -100,7 +102,7 @@ class Run:
         self.tally = Tally(**state["tally"])
 
 
-_COUNTERS = ("step", "elapsed_s", "best_psnr", "since_best", "finished")
+_COUNTERS = ("step", "elapsed_s", "last_psnr", "best_psnr", "since_best", "finished")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
