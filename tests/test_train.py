@@ -93,6 +93,7 @@ def test_run_leaves_weights_log_table_and_curves(fresh: Path) -> None:
         network = build_network(load_weights(fresh / f"{name}.safetensors"))
         assert torch.isfinite(network(torch.rand(1, 1, 32, 32))[0]).all()
     assert not list(fresh.glob("*.partial"))
+    assert np.float64(5e-324) * 1.0 > 0, "training left denormal numbers switched off"
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7])

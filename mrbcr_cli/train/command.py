@@ -163,9 +163,8 @@ def run_training(
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     tune_allocator()
-    torch.set_flush_denormal(True)
     network.to(device)
-    with join_group(device) as group, stop_on_signal(reporter.warn) as stop:
+    with _no_denormals(), join_group(device) as group, stop_on_signal(reporter.warn) as stop:
         fingerprint = _fingerprint(settings, data, group)
         if group.writes:
             _check_folder(folder, fingerprint, overwrite)
@@ -178,6 +177,16 @@ def run_training(
         with _folder_of(folder, settings, group), _batches(settings, data, machine, group, device) as batches:
             course = Course(settings, patch, batches, _validation(settings, data, quiet), device, group)
             return _go(course, run, folder, fingerprint, data, quiet, stop, own)
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Tiny numbers become 0 while training, which they would slow down; the process has them back afterwards."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _go(
