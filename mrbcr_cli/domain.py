@@ -37,6 +37,8 @@ _LEAST_LEVEL = 1.3
 """Misfit may grow by this share before a width is called too narrow to explain the image ..."""
 _MOST_LEVEL = 0.12
 """... or too wide. Structures have soft parts but no parts finer than the PSF, hence the two levels."""
+_SPECIMEN_WIDENS = 1.08
+"""What soft specimens add to the width of the PSF."""
 _SNR_FOR_WIDE = 10.0
 """Below, fine detail may be there and hidden by noise."""
 _SNR_FOR_NARROW = 5.0
@@ -209,7 +211,8 @@ def _width(estimate: DomainEstimate, limits: Mapping[str, Sequence[float]]) -> s
     low, high = limits["fwhm_px"]
     made_for = f"the model is made for a PSF of {low:g} to {high:g} px FWHM"
     snr = estimate.snr_peak or 0.0
-    if estimate.fwhm_least_px is not None and estimate.fwhm_least_px > high and snr >= _SNR_FOR_WIDE:
+    too_wide = estimate.fwhm_least_px is not None and estimate.fwhm_least_px > _SPECIMEN_WIDENS * high
+    if too_wide and snr >= _SNR_FOR_WIDE:
         bins = math.ceil(estimate.fwhm_px / high)
         return (
             f"its finest detail is about {estimate.fwhm_px:.0f} px wide (FWHM), {made_for}: "
