@@ -206,6 +206,39 @@ def test_another_run_or_other_files_are_not_overwritten(
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_overwrite_starts_anew(stored: Path, tmp_path: Path) -> None:
+    """Over a finished run of other settings, and of the same: what was learnt before plays no part."""
+    data = ("--pairs", stored / "p.zarr")
+    assert train(tmp_path / "fresh", *data) == 0
+    assert train(tmp_path / "run", *data, lr=1e-4) == 0
+    for _ in range(2):
+        assert train(tmp_path / "run", *data, "--overwrite") == 0
+        assert curve(tmp_path / "run") == curve(tmp_path / "fresh")
+        ours, theirs = (load_weights(tmp_path / name / "last.safetensors").state_dict for name in ("run", "fresh"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_overwrite_forgets_the_former_run_before_it_begins(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended before its first checkpoint, it is begun again, not continued from the run that it replaces."""
+    from mrbcr_cli.train import loop
+
+    data = ("--pairs", stored / "p.zarr")
+    assert train(tmp_path / "run", *data) == 0
+    before = curve(tmp_path / "run")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_one_step", broken)
+        assert train(tmp_path / "run", *data, "--overwrite") == 1
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+    assert train(tmp_path / "run", *data) == 0
+    assert curve(tmp_path / "run") == before
+
+
 def test_two_runs_do_not_share_a_folder(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mrbcr_cli.stream.ledger import lock
 

@@ -166,15 +166,19 @@ def run_training(
     network.to(device)
     with _no_denormals(), join_group(device) as group, stop_on_signal(reporter.warn) as stop:
         fingerprint = _fingerprint(settings, data, group)
-        if group.writes:
-            _check_folder(folder, fingerprint, overwrite)
+        earlier = _earlier_state(folder, fingerprint, overwrite)
         if dry_run:
             reporter.info(f"{folder}: would train {settings.model} on {data.words}, patches of {patch} px on {device}")
             return None
-        group.any(False)  # the folder has been looked at
+        group.any(False)  # all have looked at the folder before one writes there
         quiet = reporter if group.writes else Reporter(quiet=True)
         run = new_run(network, settings, device)
-        with _folder_of(folder, settings, group), _batches(settings, data, machine, group, device) as batches:
+        if earlier is not None:
+            run.load(earlier)
+        with (
+            _folder_of(folder, settings, group, overwrite),
+            _batches(settings, data, machine, group, device) as batches,
+        ):
             course = Course(settings, patch, batches, _validation(settings, data, quiet), device, group)
             return _go(course, run, folder, fingerprint, data, quiet, stop, own)
 
@@ -194,11 +198,10 @@ def _go(
     own: bool,
 ) -> Path:  # fmt: skip
     settings, group = course.settings, course.group
-    if (folder / files.CHECKPOINT).exists():
-        run.load(read_checkpoint(folder / files.CHECKPOINT))
-        if run.finished:
-            reporter.info(f"{folder}: was finished before; use --overwrite to train it anew")
-            return folder / files.BEST
+    if run.finished:
+        reporter.info(f"{folder}: was finished before; use --overwrite to train it anew")
+        return folder / files.BEST
+    if run.step:
         reporter.info(f"{folder}: going on from step {run.step}")
     else:
         reporter.info(f"{folder}: training {settings.model} on {data.words}, on {course.device}")
@@ -297,10 +300,10 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _check_folder(folder: Path, fingerprint: str, overwrite: bool) -> None:
-    """Refuse a folder that holds something else. Raises InputError, FingerprintError."""
+def _earlier_state(folder: Path, fingerprint: str, overwrite: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from; None for a new run. Raises InputError, FingerprintError for anything else there."""
     if not folder.exists():
-        return
+        return None
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file; --output is a folder")
     strangers = [p.name for p in folder.iterdir() if p.name not in files.FILES and not p.name.endswith(".partial")]
@@ -310,17 +313,19 @@ def _check_folder(folder: Path, fingerprint: str, overwrite: bool) -> None:
         )
     checkpoint = folder / files.CHECKPOINT
     if overwrite or not checkpoint.exists():
-        return
-    if read_checkpoint(checkpoint)["fingerprint"] != fingerprint:
+        return None
+    state = read_checkpoint(checkpoint)
+    if state["fingerprint"] != fingerprint:
         raise FingerprintError(
             f"{folder}: belongs to a run with other settings or data (see its {files.SETTINGS}); "
             "choose another --output, or use --overwrite"
         )
+    return state
 
 
 @contextmanager
-def _folder_of(folder: Path, settings: TrainSettings, group: Group) -> Iterator[None]:
-    """Hold the folder against other runs while this one writes there."""
+def _folder_of(folder: Path, settings: TrainSettings, group: Group, overwrite: bool) -> Iterator[None]:
+    """Hold the folder against other runs while this one writes there; `overwrite`: forget the run that was there."""
     if not group.writes:
         yield
         return
@@ -328,6 +333,8 @@ def _folder_of(folder: Path, settings: TrainSettings, group: Group) -> Iterator[
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock(stack.enter_context((folder / files.LOCK).open("ab")))
+            if overwrite:
+                (folder / files.CHECKPOINT).unlink(missing_ok=True)
             (folder / files.SETTINGS).write_text(dump_yaml(settings), encoding="utf-8")
         except LockedError as error:
             raise IncompleteError(
