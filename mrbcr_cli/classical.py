@@ -56,6 +56,7 @@ class RichardsonLucy:
     alignment_px = 1
     bytes_per_voxel = BYTES_PER_VOXEL
     affine = False
+    guided = False
 
     def __init__(
         self,
@@ -154,6 +155,7 @@ class Wiener:
     alignment_px = 1
     bytes_per_voxel = BYTES_PER_VOXEL
     affine = True
+    guided = False
 
     def __init__(self, psf: Psf, balance: float, *, device: torch.device | str = "cpu") -> None:
         """Raises InputError unless `balance` is a number above 0 (usual: 1e-4, nearly no noise, to 0.1, very noisy)."""

@@ -97,7 +97,7 @@ def _ranges_of(contents: LedgerContents | None, settings: DeconvolveSettings) ->
     if contents is None or settings.range is not None:
         return None
     try:
-        return tuple(IntensityRange(**r) for r in contents.header["ranges"])
+        return tuple(IntensityRange.from_dict(r) for r in contents.header["ranges"])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -1,13 +1,13 @@
-"""The intensity range of a channel: the one affine map that all its blocks share.
+"""The intensity range of a channel: the one affine map that all its blocks share, and the spectrum of the whole.
 
-Invariant: the range depends on the pixels, the shape and the seed, never on the file format, the chunks or the tiles;
-so a TIFF and a Zarr of the same pixels get the same range.
+Invariant: both depend on the pixels, the shape and the seed, never on the file format, the chunks or the tiles;
+so a TIFF and a Zarr of the same pixels get the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,18 @@ class IntensityRange:
     low: float
     high: float
     how: str = "given"
+    guide: tuple[float, ...] | None = None
+    """Spectrum of the channel, normalised by this range, as guided networks want it (see `network.guide`)."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"an intensity range needs finite LOW < HIGH, not {self.low} {self.high}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> IntensityRange:
+        """Rebuild a range from JSON (lists become tuples). Raises TypeError or ValueError for anything else."""
+        guide = values.get("guide")
+        return cls(**{**values, "guide": None if guide is None else tuple(float(v) for v in guide)})
 
     @property
     def width(self) -> float:
@@ -39,7 +47,7 @@ class IntensityRange:
 
     def shifted(self, by: float) -> IntensityRange:
         """The same range for intensities that have had `by` added."""
-        return self if by == 0.0 else IntensityRange(self.low + by, self.high + by, self.how)
+        return self if by == 0.0 else replace(self, low=self.low + by, high=self.high + by)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,13 @@ def survey_channel(
     if not low < high:
         return ChannelSurvey(IntensityRange(low, low + 1, "constant"), bad, seen, ("all pixels seen are equal",))
     return ChannelSurvey(IntensityRange(low, high, how), bad, seen, notes)
+
+
+def with_guide(found: IntensityRange, windows: Sequence[NDArray[Any]]) -> IntensityRange:
+    """The range, and with it the spectrum of the channel that the windows (Y, X) are of."""
+    from mrbcr_cli.network.guide import guide_of_windows
+
+    return replace(found, guide=guide_of_windows(windows, found.low, found.high))
 
 
 def _all_planes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slice, slice, slice]]:

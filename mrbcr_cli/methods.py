@@ -76,6 +76,8 @@ class ChannelMethod:
     """Of the intensity range this method was made for, unless the user sets others."""
     limits: dict[str, Any] | None = None
     """The domain of a network, to hold images against; None where it is not known."""
+    guided: bool = False
+    """Whether it wants the spectrum of the channel with the range."""
 
 
 def plan_methods(
@@ -137,7 +139,10 @@ def _networks(
             "halo_px": halo,
         }
         low, high = (float(loaded.card.normalisation[key]) for key in ("low", "high"))
-        found[name] = ChannelMethod(spec, identity, described, percentiles=(low, high), limits=loaded.card.limits)
+        guided = getattr(network, "tones", None) is not None
+        found[name] = ChannelMethod(
+            spec, identity, described, percentiles=(low, high), limits=loaded.card.limits, guided=guided
+        )
     return tuple(found[by_channel.get(c, by_channel.get(None, ""))] for c in channels)
 
 

@@ -22,7 +22,7 @@ from mrbcr_cli.domain import DomainEstimate, Windows, check_domain, estimate_dom
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
-from mrbcr_cli.intensity import IntensityRange, survey_channel
+from mrbcr_cli.intensity import IntensityRange, survey_channel, with_guide
 from mrbcr_cli.methods import ChannelMethod, plan_methods
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
 from mrbcr_cli.stream.blocks import Grid
@@ -115,7 +115,8 @@ def _plan(
     methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, settings, t, c, z))
     percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
     judged = tuple(settings.domain_check and bool(m.limits) for m in methods)
-    ranges, notes, estimates = _ranges(reader, settings, channels, percentiles, judged, known_ranges)
+    guided = tuple(m.guided for m in methods)
+    ranges, notes, estimates = _ranges(reader, settings, channels, percentiles, judged, guided, known_ranges)
     _check_background(settings, ranges, info)
     needs = Needs.of([method_for(spec) for spec in dict.fromkeys(m.spec for m in methods)])
     grid = choose_grid(settings, info, needs, shape, offset, picks)
@@ -230,32 +231,35 @@ def _ranges(
     channels: tuple[int, ...],
     percentiles: tuple[tuple[float, float], ...],
     judged: tuple[bool, ...],
+    guided: tuple[bool, ...],
     known: tuple[IntensityRange, ...] | None,
 ) -> tuple[tuple[IntensityRange, ...], list[str], tuple[DomainEstimate | None, ...]]:
     """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it.
 
-    Channels to be judged get an estimate of what they are from the pixels of the survey; nothing is read twice.
+    Channels to be judged get an estimate of what they are, and those of guided networks their spectrum, from the pixels
+    of the survey; nothing is read twice.
     """
     if known is not None and len(known) == len(channels):
         return known, [], ()  # the earlier run judged them
     info, notes, ranges = reader.info, [], []
     estimates: list[DomainEstimate | None] = []
     shape = (info.size("T"), info.size("Z"), info.size("Y"), info.size("X"))
-    for channel, low_high, judge in zip(channels, percentiles, judged, strict=True):
-        if settings.range is not None and info.dtype.kind != "f" and not judge:
+    for channel, low_high, judge, guide in zip(channels, percentiles, judged, guided, strict=True):
+        if settings.range is not None and info.dtype.kind != "f" and not judge and not guide:
             ranges.append(IntensityRange(*settings.range))
             estimates.append(None)
             continue
-        seen = Windows() if judge else None
+        seen = Windows() if judge or guide else None
         survey = survey_channel(shape, _channel_reader(reader, channel, seen), low_high)
         if survey.non_finite and settings.nan_policy == "refuse":
             raise _not_finite(info, survey.non_finite, survey.looked_at)
-        estimates.append(None if seen is None else estimate_domain(seen.planes))
-        if settings.range is not None:  # surveyed for NaN and domain alone
-            ranges.append(IntensityRange(*settings.range))
-            continue
-        notes += [f"channel {channel}: {note}" for note in survey.notes]
-        ranges.append(survey.range)
+        estimates.append(estimate_domain(seen.planes) if seen is not None and judge else None)
+        found = survey.range
+        if settings.range is not None:  # surveyed for NaN, domain and spectrum alone
+            found = IntensityRange(*settings.range)
+        else:
+            notes += [f"channel {channel}: {note}" for note in survey.notes]
+        ranges.append(with_guide(found, seen.planes) if seen is not None and guide else found)
     return tuple(ranges), notes, tuple(estimates)
 
 
@@ -351,6 +355,7 @@ def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: 
                 "channel": channel,
                 **method.description,
                 "range": {"low": r.low, "high": r.high, "how": r.how},
+                **({} if r.guide is None else {"guide": list(r.guide)}),
                 **({} if estimate is None else {"estimate_of_domain": estimate}),
             }
             for channel, method, r, estimate in zip_longest(plan.channels, plan.methods, plan.ranges, plan.domain)

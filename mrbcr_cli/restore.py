@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 FloatBlock = NDArray[np.float32]
 
+Surroundings = tuple[tuple[bool, bool, bool, bool], tuple[float, ...] | None]
+"""What lies around a block: where it ends at the image's border (top, bottom, left, right), and the channel's guide."""
+
 _MIN_TILE_PX = 64
 
 
@@ -37,6 +40,8 @@ class Method(Protocol):
     """Context to read around a block; z is 0 for methods that work plane by plane."""
     bytes_per_voxel: int
     """Peak memory of a block for each voxel read, buffers included; measured."""
+    guided: bool
+    """Whether it wants the spectrum of the whole channel with the intensity range."""
     affine: bool
     """Whether intensities may be shifted together with their range and back without changing the result."""
 
@@ -127,6 +132,7 @@ class Restorer:
         self._device = device
         self._batch_size = batch_size
         self._takes_borders = network.architecture == "mrbcr"
+        self.guided = getattr(network, "tones", None) is not None
         self.alignment_px: int = network.alignment_px
         self.halo_zyx = (0, halo_px, halo_px)
         self.affine = True
@@ -154,17 +160,15 @@ class Restorer:
         out = np.empty_like(scaled)
         for first in range(0, len(scaled), self._batch_size):
             planes = slice(first, first + self._batch_size)
-            limit = self._run_halving(scaled[planes], edges, out[planes], limit)
+            limit = self._run_halving(scaled[planes], (edges, intensity.guide), out[planes], limit)
         result = out[:, :height, :width] * np.float32(intensity.width) + np.float32(intensity.low)
         return np.ascontiguousarray(result, dtype=np.float32)
 
-    def _run_halving(
-        self, planes: FloatBlock, edges: tuple[bool, bool, bool, bool], out: FloatBlock, limit: int
-    ) -> int:
+    def _run_halving(self, planes: FloatBlock, around: Surroundings, out: FloatBlock, limit: int) -> int:
         """Run planes in tiles of at most `limit` px, halving it on out-of-memory; return the limit that worked."""
         while True:
             try:
-                self._run_tiles(planes, edges, out, limit)
+                self._run_tiles(planes, around, out, limit)
                 return limit
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -176,12 +180,13 @@ class Restorer:
                 self._notes.append(f"out of memory on {self._device}: went on with tiles of {limit} px")
             _release_cached_memory(self._device)
 
-    def _run_tiles(self, planes: FloatBlock, edges: tuple[bool, ...], out: FloatBlock, limit: int) -> None:
+    def _run_tiles(self, planes: FloatBlock, around: Surroundings, out: FloatBlock, limit: int) -> None:
         from mrbcr_cli.stream.blocks import Grid, round_up
 
         shape = planes.shape
+        edges, guide = around
         if limit >= max(shape[1:]):
-            out[:] = self._forward(planes, edges)
+            out[:] = self._forward(planes, edges, guide)
             return
         halo = round_up(self.halo_zyx[1], self.alignment_px)
         grid = Grid("ZYX", shape, shape, (shape[0], limit, limit), (0, halo, halo), (0, 0, 0), {})
@@ -189,14 +194,18 @@ class Restorer:
             # A side of the tile is a true border only where it is the block's side and that is one.
             sides = [a and b for pair, own in zip((edges[:2], edges[2:]), block.at_border[1:], strict=True)
                      for a, b in zip(pair, own, strict=True)]  # fmt: skip
-            out[block.core] = self._forward(planes[block.read], tuple(sides))[block.crop]
+            out[block.core] = self._forward(planes[block.read], tuple(sides), guide)[block.crop]
 
-    def _forward(self, planes: FloatBlock, edges: tuple[bool, ...]) -> FloatBlock:
+    def _forward(self, planes: FloatBlock, edges: tuple[bool, ...], guide: tuple[float, ...] | None) -> FloatBlock:
         import torch
 
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(planes))[:, None].to(self._device, self._dtype)
-            images = self._network(batch, edges) if self._takes_borders else self._network(batch)
+            if self._takes_borders:
+                told = None if guide is None or not self.guided else torch.tensor([guide], device=self._device)
+                images = self._network(batch, edges, told)
+            else:
+                images = self._network(batch)
             result: FloatBlock = images[0][:, 0].float().cpu().numpy()
         return result
 

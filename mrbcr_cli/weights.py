@@ -351,7 +351,8 @@ def _empty_network(card: WeightsCard, where: str) -> Published | Mrbcr:
     from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
 
     try:
-        return Mrbcr(MrbcrSettings.from_dict(card.settings))
+        # Cards written before there were guided networks do not say that theirs is none.
+        return Mrbcr(MrbcrSettings.from_dict({"guided": False, **card.settings}))
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: the card's network settings are wrong: {error}") from error
 

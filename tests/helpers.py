@@ -37,7 +37,7 @@ def card(name: str = "tiny", **changes: Any) -> WeightsCard:
 
 
 def tiny_weights(path: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write the weights of a tiny random network, with branches strong enough to change the image."""
+    """Write the weights of a tiny random network, with branches and tones strong enough to change the image."""
     import torch
 
     torch.manual_seed(seed)
@@ -46,6 +46,8 @@ def tiny_weights(path: Path, seed: int = 0, **changes: Any) -> Path:
         for name, parameter in network.named_parameters():
             if name.endswith(("second.weight", "project.weight", "coarsest.weight")):
                 parameter.mul_(2)
+            elif name.startswith("tones.out"):  # at the start the spectrum of the image changes nothing
+                parameter.normal_(0, 0.1)
     save_weights(path, network.state_dict(), card(**changes))
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,10 +97,10 @@ def test_out_of_memory_halves_the_tile_and_the_result_is_the_same(monkeypatch: p
     assert restorer.take_notes() == ()
     real = Restorer._forward
 
-    def small_only(self: Restorer, planes: NDArray[np.float32], edges: tuple[bool, ...]) -> NDArray[np.float32]:
+    def small_only(self: Restorer, planes: NDArray[np.float32], *around: Any) -> NDArray[np.float32]:
         if planes.shape[1] * planes.shape[2] > 600 * 580 * 0.6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, planes, edges)
+        return real(self, planes, *around)
 
     monkeypatch.setattr(Restorer, "_forward", small_only)
     again = restorer.restore(image, intensity, borders)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
-from mrbcr_cli.intensity import survey_channel
-from mrbcr_cli.restore import Method, NetworkSpec, resolve_device
+from mrbcr_cli.intensity import survey_channel, with_guide
+from mrbcr_cli.restore import Method, Restorer, resolve_device
 from mrbcr_cli.weights import build_network, load_weights
 
 
@@ -32,6 +32,8 @@ class EvaluatedNetwork:
         """The restored image (y, x; float32, units of the image)."""
         planes = image_yx[None, None]
         intensity = survey_channel(planes.shape, lambda region: planes[region], self.percentiles).range
+        if self.method.guided:
+            intensity = with_guide(intensity, [image_yx])
         block = np.ascontiguousarray(image_yx[None], np.float32)
         restored: NDArray[np.float32] = self.method.restore(block, intensity, ((True, True),) * 3)[0]
         return restored
@@ -52,7 +54,7 @@ def load_networks(models: Sequence[str], device: str) -> tuple[EvaluatedNetwork,
         seen[loaded.sha256] = model
         network = build_network(loaded)
         halo = loaded.card.effective_halo_px or network.default_halo_px
-        method = NetworkSpec(model, loaded.sha256, place, "fp32", 1, halo).build()
+        method = Restorer(network, halo, place, "fp32", 1)
         taken = sum(n.description["model"] == loaded.card.name for n in networks)
         name = f"{loaded.card.name} ({taken + 1})" if taken else loaded.card.name
         described = {"kind": "network", "model": loaded.card.name, "weights_sha256": loaded.sha256, "file": model}

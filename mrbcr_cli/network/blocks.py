@@ -10,6 +10,8 @@ become channels, banded matrices become small convolutions).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,19 +46,32 @@ class BandConv(nn.Conv2d):
 
 
 class ResidualPair(nn.Module):
-    """z + conv3x3(ReLU(conv3x3(z))) on bands (N, 4 * alpha, H, W)."""
+    """z + conv3x3(ReLU(conv3x3(z))) on bands (N, 4 * alpha, H, W), each feature with the gain its tones give it."""
 
     def __init__(self, alpha: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(BANDS * alpha, BANDS * alpha, 3, padding=1)
         self.second = BandConv(BANDS * alpha, alpha)
+        self.number = 0
+        """Which of the tones are its own."""
         with torch.no_grad():
             self.second.weight.mul_(_SMALL_START)
             self.second.bias.zero_()  # type: ignore[union-attr]
 
-    def forward(self, bands: Tensor) -> Tensor:
-        branch: Tensor = self.second(torch.relu(self.first(bands)))
-        return bands + branch
+    def forward(self, bands: Tensor, tones: Tensor | None = None) -> Tensor:
+        if tones is None:
+            plain: Tensor = self.second(torch.relu(self.first(bands)))
+            return bands + plain
+        gain, shift, passing = tones[:, self.number].unbind(1)
+        if len(tones) == 1:  # one image: the gains go into the kernels, and cost nothing
+            gain, shift = 1 + gain[0], shift[0]
+            bias = shift if self.first.bias is None else self.first.bias * gain + shift
+            features = F.conv2d(bands, self.first.weight * gain[:, None, None, None], bias, padding=1)
+        else:
+            features = self.first(bands) * (1 + gain[:, :, None, None]) + shift[:, :, None, None]
+        branch: Tensor = self.second(torch.relu(features))
+        # Linear and without a sum over pixels: what keeps a detail band free of constants, and yet turns noise down.
+        return bands * (1 + passing[:, :, None, None]) + branch
 
 
 class NonstandardBlock(nn.Module):
@@ -71,23 +86,28 @@ class NonstandardBlock(nn.Module):
         super().__init__()
         self.alpha = alpha
         self.bank = WaveletBank(alpha)
-        self.levels = nn.ModuleList(nn.Sequential(*(ResidualPair(alpha) for _ in range(count))) for count in pairs)
+        self.levels = nn.ModuleList(nn.ModuleList(ResidualPair(alpha) for _ in range(count)) for count in pairs)
         self.coarsest = nn.Conv2d(alpha, alpha, 3, padding=1)
         with torch.no_grad():
             self.coarsest.weight.mul_(_SMALL_START)
             self.coarsest.bias.zero_()  # type: ignore[union-attr]
 
-    def forward(self, bands: Tensor) -> Tensor:
-        """Map (N, 4 * alpha, H, W) to the same shape; H and W divisible by 2 ** (levels - 1)."""
-        return self._level(bands, 0)
+    def forward(self, bands: Tensor, tones: Tensor | None = None) -> Tensor:
+        """Map (N, 4 * alpha, H, W) to the same shape; H and W divisible by 2 ** (levels - 1).
 
-    def _level(self, bands: Tensor, level: int) -> Tensor:
+        `tones`: see `guide.Tones`; of one image for all, or one for each; None for a network without.
+        """
+        return self._level(bands, 0, tones)
+
+    def _level(self, bands: Tensor, level: int, tones: Tensor | None) -> Tensor:
         low = bands[:, : self.alpha]
         if level + 1 < len(self.levels):
-            coarse = self.bank.synthesis(self._level(self.bank.analysis(low), level + 1))
+            coarse = self.bank.synthesis(self._level(self.bank.analysis(low), level + 1, tones))
             change = coarse - low
         else:
             change = self.coarsest(low)
-        out: Tensor = self.levels[level](bands)
-        # Out of place on purpose: the residual pair may hand its input on, and autograd needs it intact.
+        out = bands
+        for pair in cast("nn.ModuleList", self.levels[level]):
+            out = pair(out, tones)
+        # Out of place on purpose: without a pair the input is handed on, and autograd needs it intact.
         return torch.cat((out[:, : self.alpha] + change, out[:, self.alpha :]), dim=1)

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from mrbcr_cli.network import MIN_SIZE_PX
-from mrbcr_cli.network.blocks import BandConv, NonstandardBlock
+from mrbcr_cli.network.blocks import BandConv, NonstandardBlock, ResidualPair
+from mrbcr_cli.network.guide import GUIDE_BINS, Tones
 from mrbcr_cli.network.wavelets import BANDS, WaveletBank
 
 _BORDER_PX = 32
@@ -43,10 +44,12 @@ class MrbcrSettings:
     """Shape of the network. `kt_pairs[i][l]` and `b_pairs[i][l]`: residual pairs at scale i + 1, level l + 1."""
 
     alpha: int = 8
-    kt_pairs: Pairs = ((1, 1), (1,), (1,))
-    b_pairs: Pairs = ((1, 2), (2,), (1,))
+    kt_pairs: Pairs = ((1, 1), (1,), (0,))
+    b_pairs: Pairs = ((1, 2), (2,), (0,))
     stages: int = 3
     """3: the multi-stage network; 1: the single-stage residual BCR-Net it grew from."""
+    guided: bool = True
+    """Whether it is told the power spectrum of the whole image (guide.py)."""
 
     def __post_init__(self) -> None:
         if self.stages not in (1, 2, 3):
@@ -87,16 +90,18 @@ class _Stage(nn.Module):
             self.project.weight.mul_(0.1)
             self.project.bias.zero_()  # type: ignore[union-attr]
 
-    def forward(self, y_bands: Tensor, kt_up: Tensor | None, b_up: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, y_bands: Tensor, kt_up: Tensor | None, b_up: Tensor | None, tones: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (bands of K^T y, bands of B, bands of x) at this scale, each at half its resolution."""
         kt: Tensor = self.kt_lift(y_bands)
         if self.kt_fusion is not None and kt_up is not None:
             kt = kt + self.kt_fusion(kt_up)
-        kt = self.kt(kt)
+        kt = self.kt(kt, tones)
         b: Tensor = kt + self.b_lift(y_bands)
         if self.b_fusion is not None and b_up is not None:
             b = b + self.b_fusion(b_up)
-        b = self.b(b)
+        b = self.b(b, tones)
         return kt, b, y_bands + self.project(b)
 
 
@@ -114,6 +119,10 @@ class Mrbcr(nn.Module):
         self.scales = nn.ModuleList(
             _Stage(s.alpha, s.kt_pairs[i], s.b_pairs[i], guided=i + 1 < s.stages) for i in range(s.stages)
         )
+        pairs = [module for module in self.scales.modules() if isinstance(module, ResidualPair)]
+        for number, pair in enumerate(pairs):
+            pair.number = number
+        self.tones = Tones(len(pairs), BANDS * s.alpha) if s.guided and pairs else None
         deepest = max(i + max(len(s.kt_pairs[i]), len(s.b_pairs[i])) for i in range(s.stages))
         # The outputs at half and quarter size need two analyses of x whatever the number of stages.
         self.alignment_px = 2 ** max(deepest, 3)
@@ -126,12 +135,16 @@ class Mrbcr(nn.Module):
         return asdict(self.settings)
 
     def forward(
-        self, image_nchw: Tensor, at_border: tuple[bool, bool, bool, bool] = (True, True, True, True)
+        self,
+        image_nchw: Tensor,
+        at_border: tuple[bool, bool, bool, bool] = (True, True, True, True),
+        guide: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Map (N, 1, H, W), normalised to about [0, 1], to x, x/2, x/4 of ceil(H / 2^i), ceil(W / 2^i) pixels.
 
         `at_border` (top, bottom, left, right) tells where the tensor ends at the true border of the image, to be
-        continued by reflection; elsewhere its outer `receptive_radius_px` are context and come out unsound.
+        continued by reflection; elsewhere its outer `receptive_radius_px` are context and come out unsound. `guide`:
+        (1, 22) for all images or (N, 22), see guide.py; without it a guided network takes the spectrum for middling.
         Raises ValueError for sizes below 16 px.
         """
         height, width = image_nchw.shape[-2:]
@@ -139,7 +152,7 @@ class Mrbcr(nn.Module):
             raise ValueError(f"the network needs at least {MIN_SIZE_PX} x {MIN_SIZE_PX} px, not {height} x {width}")
         top, bottom, left, right = (_BORDER_PX if edge else 0 for edge in at_border)
         padded = reflect_pad(image_nchw, self._margins(height, top, bottom), self._margins(width, left, right))
-        images = self._run(padded)
+        images = self._run(padded, self._tones(image_nchw, guide))
         return tuple(  # type: ignore[return-value]
             image[..., top >> i : (top >> i) + -(-height >> i), left >> i : (left >> i) + -(-width >> i)]
             for i, image in enumerate(images)
@@ -163,7 +176,13 @@ class Mrbcr(nn.Module):
     def _margins(self, length: int, before: int, after: int) -> tuple[int, int]:
         return before, after + -(length + before + after) % self.alignment_px
 
-    def _run(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _tones(self, like: Tensor, guide: Tensor | None) -> Tensor | None:
+        if self.tones is None:
+            return None
+        found: Tensor = self.tones(like.new_zeros(1, GUIDE_BINS) if guide is None else guide.to(like))
+        return found
+
+    def _run(self, y: Tensor, tones: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         y_bands = [self.image_bank.analysis(y)]
         for _ in range(1, len(self.scales)):
             y_bands.append(self.image_bank.analysis(y_bands[-1][:, :1]))
@@ -171,7 +190,7 @@ class Mrbcr(nn.Module):
         kt_up: Tensor | None = None
         b_up: Tensor | None = None
         for scale in reversed(range(len(self.scales))):
-            kt, b, x_bands = self.scales[scale](y_bands[scale], kt_up, b_up)
+            kt, b, x_bands = self.scales[scale](y_bands[scale], kt_up, b_up, tones)
             images.insert(0, self.image_bank.synthesis(x_bands))
             if scale > 0:
                 kt_up, b_up = self.up_bank.synthesis(kt), self.up_bank.synthesis(b)

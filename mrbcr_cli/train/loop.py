@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mrbcr_cli.errors import IncompleteError
+from mrbcr_cli.network.guide import guide_of_batch
 from mrbcr_cli.train.batches import Batches, normalise
 from mrbcr_cli.train.loss import LossSettings, loss_of
 from mrbcr_cli.train.state import Average, Run
@@ -29,6 +30,8 @@ CONTEXT_PX = 16
 """Rim of a patch that is context and does not count."""
 BORDER_PX = 64
 """What a patch is smaller by when the network continues it by reflection, so that all steps cost the same."""
+UNGUIDED_EVERY = 16
+"""In steps."""
 _DIVERGED_DB = -300.0
 """PSNR of an output that is not finite."""
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -153,17 +156,23 @@ def _forward(course: Course, network: nn.Module, number: int, progress: float) -
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     kind = _PRECISIONS.get(settings.precision)
     reduced = kind is not None and progress < 1.0 - settings.exact
+    # Every so often it is told nothing, so that it knows what to do where nothing is known of the whole image.
+    guide = None if number % UNGUIDED_EVERY == UNGUIDED_EVERY - 1 else guide_of_batch(inputs)
     with torch.autocast(course.device.split(":")[0], kind or torch.bfloat16, enabled=reduced):
-        outputs = run_network(network, inputs, bordered=bordered)
+        outputs = run_network(network, inputs, guide, bordered=bordered)
     rim = 0 if bordered or course.patch_px < 96 else CONTEXT_PX
     return loss_of(outputs, scales_of(network, targets), course.loss, rim)
 
 
-def run_network(network: nn.Module, inputs: Tensor, *, bordered: bool) -> Sequence[Tensor]:
-    """Outputs at one or more scales; `bordered`: the inputs are whole images."""
-    bare = network.module if hasattr(network, "module") else network
-    if getattr(bare, "architecture", None) == "mrbcr":
-        outputs: Sequence[Tensor] = network(inputs, (bordered,) * 4)
+def _bare(network: nn.Module) -> Any:
+    """The network itself, where it is wrapped for a distributed run."""
+    return network.module if hasattr(network, "module") else network
+
+
+def run_network(network: nn.Module, inputs: Tensor, guide: Tensor | None, *, bordered: bool) -> Sequence[Tensor]:
+    """Outputs at one or more scales; `guide`: of each input, see `guide.py`; `bordered`: the inputs are whole."""
+    if getattr(_bare(network), "architecture", None) == "mrbcr":
+        outputs: Sequence[Tensor] = network(inputs, (bordered,) * 4, guide)
     else:
         outputs = network(inputs)
     return outputs
@@ -171,8 +180,7 @@ def run_network(network: nn.Module, inputs: Tensor, *, bordered: bool) -> Sequen
 
 def scales_of(network: nn.Module, targets: Tensor) -> Sequence[Tensor]:
     """The targets at the scales of the outputs."""
-    bare: Any = network.module if hasattr(network, "module") else network
-    pyramid: Sequence[Tensor] = bare.pyramid(targets)
+    pyramid: Sequence[Tensor] = _bare(network).pyramid(targets)
     return pyramid
 
 
@@ -216,7 +224,7 @@ def validate(course: Course, run: Run) -> float:
         for recorded, target in zip(course.validation.recorded, course.validation.target, strict=True):
             tensors = [torch.from_numpy(image)[None, None].to(course.device) for image in (recorded, target)]
             inputs, truth = normalise(tensors[0], tensors[1], None)
-            found = run_network(run.network, inputs, bordered=True)[0].float()
+            found = run_network(run.network, inputs, guide_of_batch(inputs), bordered=True)[0].float()
             span = float(truth.max() - truth.min())
             error = float((found - truth).square().mean())
             values.append(
