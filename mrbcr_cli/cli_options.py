@@ -32,6 +32,8 @@ Quiet = Annotated[bool, _option(TALK, "--quiet", "-q", help="Warnings and errors
 Json = Annotated[bool, _option(TALK, "--json", help="Events as JSON lines on stdout.")]
 Debug = Annotated[bool, _option(TALK, "--debug", help="Show the traceback of an error.")]
 Overwrite = Annotated[bool, _option(OUTPUT, "--overwrite", help="Replace an existing output.")]
+DryRun = Annotated[bool, _option(RUN, "--dry-run", help="Check everything, write nothing.")]
+PrintConfig = Annotated[bool, _option(RUN, "--print-config", help="Print the settings as YAML and stop.")]
 Config = Annotated[
     Path | None,
     _option(RUN, "--config", "-c", help="YAML with any of these options; those given here win."),

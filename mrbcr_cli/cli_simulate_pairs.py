@@ -57,7 +57,7 @@ def pairs(
         _text(
             SOURCES,
             "Procedural kinds, comma-separated: beads, filaments, membranes, vesicles, nuclei, cytoplasm, targets, "
-            "mixed. Default: all where there is no --source.",
+            "mixed; of one style: beads:doublets. Default: all where there is no --source.",
         ),
     ] = None,
     procedural: Annotated[
@@ -114,12 +114,8 @@ def pairs(
     seed: o.Seed = None,
     workers: o.Workers = None,
     overwrite: o.Overwrite = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, write nothing.", rich_help_panel=o.RUN)
-    ] = (False),
-    template: Annotated[
-        bool, typer.Option("--print-config", help="Print the settings as YAML and stop.", rich_help_panel=o.RUN)
-    ] = False,
+    dry_run: o.DryRun = False,
+    template: o.PrintConfig = False,
     config: o.Config = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

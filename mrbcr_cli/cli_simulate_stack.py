@@ -152,9 +152,7 @@ def stack(
     overwrite: o.Overwrite = False,
     seed: o.Seed = None,
     workers: o.Workers = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, write nothing.", rich_help_panel=o.RUN)
-    ] = False,
+    dry_run: o.DryRun = False,
     config: o.Config = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

@@ -99,8 +99,8 @@ def train(
         bool | None, _option(o.OUTPUT, "Also write TensorBoard events (tensorboard package).", "--tensorboard")
     ] = None,
     overwrite: o.Overwrite = False,
-    dry_run: Annotated[bool, _option(o.RUN, "Check everything, write nothing.", "--dry-run")] = False,
-    template: Annotated[bool, _option(o.RUN, "Print the settings as YAML and stop.", "--print-config")] = False,
+    dry_run: o.DryRun = False,
+    template: o.PrintConfig = False,
     config: o.Config = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

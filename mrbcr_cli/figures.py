@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import IncompleteError
+from mrbcr_cli.intensity import PERCENTILES
 
 Array = NDArray[Any]
 LARGEST_SHOWN_PX = 1024
@@ -140,7 +141,7 @@ def comparison_figure(
     """
     truth = np.asarray(truth_yx, np.float64)
     shown = {name: np.asarray(image, np.float64) for name, image in images.items()}
-    low, high = np.percentile([truth, *shown.values()], (0.1, 99.9))
+    low, high = np.percentile([truth, *shown.values()], PERCENTILES)
     errors = {name: image - truth for name, image in shown.items()}
     span = float(np.percentile(np.abs(list(errors.values())), 99.5)) or 1.0
     columns = len(shown) + 1

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PERCENTILES = (0.1, 99.9)
+"""Of a channel: what a network sees as 0 and 1, and what is shown as black and white."""
 EXACT_PIXELS = 1 << 24
 """Channels of at most this many pixels are measured whole."""
 SAMPLE_BOXES = 256
@@ -64,7 +66,7 @@ class ChannelSurvey:
 def survey_channel(
     shape_tzyx: tuple[int, int, int, int],
     read_tzyx: Callable[[tuple[slice, slice, slice, slice]], NDArray[Any]],
-    percentiles: tuple[float, float] = (0.1, 99.9),
+    percentiles: tuple[float, float] = PERCENTILES,
 ) -> ChannelSurvey:
     """Measure robust percentiles of one channel: exactly when it is small, else over boxes drawn with a fixed seed.
 

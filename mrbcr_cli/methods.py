@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.base import ImageInfo
+from mrbcr_cli.intensity import PERCENTILES
 from mrbcr_cli.restore import Method, NetworkSpec, resolve_device
 from mrbcr_cli.settings import DeconvolveSettings
 
@@ -26,7 +27,6 @@ ReadPlane = Callable[[int, int, int], NDArray[Any]]
 """(t, channel, z) in input coordinates -> (Y, X) plane."""
 
 _BLIND_PLANES = 16
-DEFAULT_PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ChannelMethod:
     """Everything the pixels depend on; no paths."""
     description: dict[str, Any]
     notes: tuple[str, ...] = ()
-    percentiles: tuple[float, float] = DEFAULT_PERCENTILES
+    percentiles: tuple[float, float] = PERCENTILES
     """Of the intensity range this method was made for, unless the user sets others."""
     limits: dict[str, Any] | None = None
     """The domain of a network, to hold images against; None where it is not known."""

@@ -27,7 +27,6 @@ noise, up to 2 for a smooth spectrum. `percent_of_range`: RMS of all that lies w
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -311,20 +310,16 @@ def figure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """See the module text."""
-    parser = argparse.ArgumentParser(description="What a method makes of empty background, noise and single beads.")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="stem of the .json, .md and .png")
-    parser.add_argument("--model", action="append", help="embedded model or weights file; may be repeated")
+    parser = rec.parser_of("What a method makes of empty background, noise and single beads.")
     parser.add_argument("--fwhm", type=float, default=4.0, help="PSF FWHM, px")
     parser.add_argument("--realisations", type=int, default=16)
     parser.add_argument("--rl-iterations", type=int, nargs="*", default=[10, 50], help="none: no Richardson-Lucy")
     parser.add_argument("--scenes", nargs="+", default=labels(), help='such as "empty 100" "beside 30"')
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     methods = {"input": rec.identity, **rec.network_methods(args.model or ["widefield"])}
     settings = rec.rl_settings(args.rl_iterations)
     found = run(args.scenes, methods, settings, realisations=args.realisations, fwhm_px=args.fwhm, seed=args.seed)
     text = markdown(found, f"Nothing there: false objects and lattices, FWHM {args.fwhm:g} px")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     rec.write_results(args.output, {"seed": args.seed, "results": [asdict(f) for f in found]}, text)
     figure(args.scenes, methods, settings[:2], args.output.with_suffix(".png"), args.fwhm, args.seed)
     print(text)

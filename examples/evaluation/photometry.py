@@ -19,7 +19,6 @@ Bars: R^2 >= 0.99 and slope within 5 % of 1.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,20 +188,16 @@ def figure(joined: Mapping[tuple[str, Kind, float, float], tuple[Values, Values]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """See the module text."""
-    parser = argparse.ArgumentParser(description="Integrated intensities of beads after deconvolution.")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="stem of the .json, .md and .png")
-    parser.add_argument("--model", action="append", help="embedded model or weights file; may be repeated")
+    parser = rec.parser_of("Integrated intensities of beads after deconvolution.")
     parser.add_argument("--fwhm", type=float, nargs="+", default=[3.0, 5.0], help="PSF FWHM, px")
     parser.add_argument("--photons", type=float, nargs="+", default=[100.0, 1000.0, 5000.0])
     parser.add_argument("--images", type=int, default=4, help="of the mixed kind a condition")
     parser.add_argument("--rl-iterations", type=int, nargs="*", default=[20, 100])
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     methods = {"input": rec.identity, **rec.network_methods(args.model or ["widefield"]), "target itself": rec.truth}
     settings = rec.rl_settings(args.rl_iterations, (False,))
     fits, joined = run(args.fwhm, args.photons, methods, settings, images=args.images, seed=args.seed)
     text = markdown(fits, "Photometry of beads over two decades")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     rec.write_results(args.output, {"seed": args.seed, "results": [{**asdict(f), "good": f.good} for f in fits]}, text)
     figure(joined, args.fwhm[-1], args.output.with_suffix(".png"))
     print(text)

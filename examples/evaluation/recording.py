@@ -10,6 +10,7 @@ pairs` (mrbcr_cli.simulate.pair); Richardson-Lucy with read noise: Snyder, Hammo
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -199,6 +200,18 @@ def rl_name(setting: Setting) -> str:
     return f"RL {setting.text()}"
 
 
+# ---- command line ----
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """Options that every measurement on recordings takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="stem of the .json, .md and .png")
+    parser.add_argument("--model", action="append", help="embedded model or weights file; may be repeated")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
 # ---- results ----
 
 
@@ -209,6 +222,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write_results(stem: Path, values: Mapping[str, Any], markdown: str) -> None:
-    """STEM.json and STEM.md."""
+    """STEM.json and STEM.md, and the folder they go into."""
     write_text(stem.with_suffix(".json"), json_text(values))
     write_text(stem.with_suffix(".md"), markdown.rstrip() + "\n")

@@ -21,7 +21,6 @@ level). Sources: Rayleigh 1879 (Phil. Mag. 8, 261), dip of 26.5 %; Sparrow 1916 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -361,15 +360,12 @@ def figure(rows: Sequence[Found], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """See the module text."""
-    parser = argparse.ArgumentParser(description="How far apart two points or lines must be to come out as two.")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="stem of the .json, .md and .png")
-    parser.add_argument("--model", action="append", help="embedded model or weights file; may be repeated")
+    parser = rec.parser_of("How far apart two points or lines must be to come out as two.")
     parser.add_argument("--fwhm", type=float, nargs="+", default=[3.0, 4.0, 5.0], help="PSF FWHM, px")
     parser.add_argument("--photons", type=float, nargs="+", default=[30.0, 100.0, 300.0, 1000.0, 5000.0])
     parser.add_argument("--step", type=float, default=0.05, help="of the distances 0.5 to 1.5, FWHM")
     parser.add_argument("--repeats", type=int, default=1, help="images (25 trials) a condition")
     parser.add_argument("--rl-iterations", type=int, nargs="*", default=list(rec.RL_ITERATIONS), help="none: no RL")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     methods = {"input": rec.identity, **rec.network_methods(args.model or ["widefield"]), "target itself": rec.truth}
     settings = rec.rl_settings(args.rl_iterations)
@@ -382,7 +378,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for f in rows
     ]
     text = markdown(rows, chosen, "Two points, two lines")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     rec.write_results(args.output, {"seed": args.seed, "chosen": chosen, "results": written}, text)
     figure(rows, args.output.with_suffix(".png"))
     print(text)

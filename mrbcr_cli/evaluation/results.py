@@ -19,6 +19,7 @@ import numpy as np
 
 from mrbcr_cli.errors import IncompleteError
 from mrbcr_cli.metrics import CONFIDENCE, RESAMPLES, Mean, Scores, bootstrap_mean
+from mrbcr_cli.whole_file import replace_text
 
 SCHEMA = "mrbcr-evaluation"
 SCHEMA_VERSION = 1
@@ -243,11 +244,8 @@ def _lines(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises IncompleteError where the disk does not take it."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise IncompleteError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -40,6 +40,7 @@ from mrbcr_cli.images.omezarr_level import (
     sync,
     write_group,
 )
+from mrbcr_cli.intensity import PERCENTILES
 
 __all__ = [
     "ArrayLayout",
@@ -325,7 +326,7 @@ def _window(spec: OutputSpec, top: Level, channel: int) -> dict[str, float]:
     values = values[np.isfinite(values)].astype(np.float64) if values.dtype.kind == "f" else values
     if values.size == 0:
         return {"min": 0.0, "max": 1.0, "start": 0.0, "end": 1.0}
-    start, end = (float(v) for v in np.percentile(values, (0.1, 99.9)))
+    start, end = (float(v) for v in np.percentile(values, PERCENTILES))
     end = end if end > start else start + 1.0
     if spec.dtype.kind in "iu" and spec.dtype.itemsize <= 2:
         limits = np.iinfo(spec.dtype)

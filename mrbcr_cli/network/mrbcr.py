@@ -1,4 +1,4 @@
-"""m-rBCR in true nonstandard form: the default network, 0.21 million parameters, 23 k multiply-adds a pixel.
+"""m-rBCR in true nonstandard form: the default network, 0.20 million parameters, 23 k multiply-adds a pixel.
 
 Invariant: x = y + the synthesis of band corrections, so an untrained network is close to the identity, and its output
 commutes with shifts by `alignment_px`. A flat image stays flat: no path can put a constant into a detail band.

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import fft
 
+from mrbcr_cli.intensity import PERCENTILES
 from mrbcr_cli.optics.camera import CameraMaps, expose, make_scmos_maps, mean_counts
 from mrbcr_cli.simulate.conditions import Conditions, draw_conditions
 from mrbcr_cli.simulate.image_scene import StoredPsfPlanes, image_scene
@@ -106,5 +107,5 @@ def _maps(conditions: Conditions, patch_px: int, rng: np.random.Generator) -> Ca
 
 def _display_range(blurred: NDArray[np.unsignedinteger]) -> list[float]:
     """The tool's normalisation range of the recorded patch: percentiles 0.1 and 99.9."""
-    low, high = (float(v) for v in np.percentile(blurred, (0.1, 99.9)))
+    low, high = (float(v) for v in np.percentile(blurred, PERCENTILES))
     return [low, high if high > low else low + 1.0]

@@ -64,11 +64,10 @@ class _ShardTask:
 
 def plan_pairs(settings: PairsSettings) -> PairsJob:
     """Find the sources, read the PSF, share out the splits. Raises InputError for whatever is wrong with them."""
-    from mrbcr_cli.specimens import KINDS
+    from mrbcr_cli.specimens import split_kind
 
     for kind in settings.specimen:
-        if kind not in KINDS:
-            raise InputError(f"unknown specimen {kind!r}; there are {', '.join(KINDS)}")
+        split_kind(kind)
     check_extremes(settings)
     sources = find_sources(settings.source, settings.patch) if settings.source else ()
     splits = split_sources([s.name for s in sources], settings.splits, settings.seed) if sources else ()

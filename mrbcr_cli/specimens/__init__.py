@@ -5,6 +5,6 @@ makes no files and holds no state. See `Specimen` for the parameters and `render
 """
 
 from mrbcr_cli.specimens.rendering import draw_specimen, render
-from mrbcr_cli.specimens.specimen import KINDS, STYLES, Specimen, chosen_style
+from mrbcr_cli.specimens.specimen import KINDS, STYLES, Specimen, chosen_style, split_kind
 
-__all__ = ["KINDS", "STYLES", "Specimen", "chosen_style", "draw_specimen", "render"]
+__all__ = ["KINDS", "STYLES", "Specimen", "chosen_style", "draw_specimen", "render", "split_kind"]

@@ -17,7 +17,7 @@ from mrbcr_cli.specimens.cells import membranes, nuclei, regions
 from mrbcr_cli.specimens.fibres import filaments
 from mrbcr_cli.specimens.field import Grid, Triple, Vector, Volume, make_grid
 from mrbcr_cli.specimens.points import beads, vesicles
-from mrbcr_cli.specimens.specimen import KINDS, STYLES, Specimen, chosen_style, trait
+from mrbcr_cli.specimens.specimen import KINDS, Specimen, chosen_style, split_kind, trait
 from mrbcr_cli.specimens.targets import targets
 from mrbcr_cli.specimens.textures import cytoplasm
 
@@ -139,14 +139,12 @@ def draw_specimen(
 ) -> Specimen:
     """A random specimen of one of `kinds` (all by default), sparse to crowded, of even or uneven brightness.
 
-    Raises InputError for unknown kinds.
+    A kind may name its style ("beads:doublets"); one that is named twice is drawn twice as often. Raises InputError for
+    unknown kinds and styles.
     """
-    chosen = tuple(kinds) if kinds else KINDS
-    for kind in chosen:
-        if kind not in STYLES:
-            raise InputError(f"unknown specimen kind {kind!r}: choose among {', '.join(KINDS)}")
-    shares = np.array([_SHARES.get(kind, 1.0) for kind in chosen])
-    kind = chosen[int(rng.choice(len(chosen), p=shares / shares.sum()))]
+    chosen = [split_kind(text) for text in kinds or KINDS]
+    shares = np.array([_SHARES.get(kind, 1.0) for kind, _ in chosen])
+    kind, style = chosen[int(rng.choice(len(chosen), p=shares / shares.sum()))]
     seed = int(rng.integers(1 << 62))
     low, high = _DENSITIES.get(kind, (0.3, 4.0))
     density = math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -156,6 +154,7 @@ def draw_specimen(
     return Specimen(
         kind,
         seed,
+        style,
         density=round(density, 4),
         size=round(size, 4),
         spread=round(spread, 4),

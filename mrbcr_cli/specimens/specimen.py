@@ -82,6 +82,13 @@ class Specimen:
         return math.inf if self.thickness_um is None else self.thickness_um / 2
 
 
+def split_kind(text: str) -> tuple[str, str]:
+    """Kind and style of "kind" or "kind:style"; the style is "" where none is named. Raises InputError."""
+    kind, _, style = text.partition(":")
+    Specimen(kind, 0, style)
+    return kind, style
+
+
 def chosen_style(specimen: Specimen) -> str:
     """The style in words, also where the seed picks it."""
     styles = STYLES[specimen.kind]

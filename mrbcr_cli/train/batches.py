@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PERCENTILES = (0.1, 99.9)
-"""Of a recorded patch: what the network sees as 0 and 1, as in `deconvolve`."""
+from mrbcr_cli.intensity import PERCENTILES
+
 _AS_IT_IS = 0.5
 """Share of the patches normalised by themselves alone; the others as a part of a larger, brighter image would be."""
 

@@ -25,6 +25,7 @@ from mrbcr_cli import __version__
 from mrbcr_cli.configuration import dump_yaml
 from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
+from mrbcr_cli.intensity import PERCENTILES
 from mrbcr_cli.restore import resolve_device, tune_allocator
 from mrbcr_cli.simulate.pair import PairsJob, make_pair
 from mrbcr_cli.simulate.pairs import plan_pairs
@@ -32,11 +33,11 @@ from mrbcr_cli.stream.ledger import LockedError, lock
 from mrbcr_cli.stream.pool import workers_for
 from mrbcr_cli.stream.signals import stop_on_signal
 from mrbcr_cli.train import journal as files
-from mrbcr_cli.train.batches import PERCENTILES, Batches, PairSet, StoredBatches
+from mrbcr_cli.train.batches import Batches, PairSet, StoredBatches
 from mrbcr_cli.train.fields import SimulatedBatches, field_maker
 from mrbcr_cli.train.group import Group, join_group, local_rank
 from mrbcr_cli.train.journal import Journal
-from mrbcr_cli.train.loop import Course, new_run, train
+from mrbcr_cli.train.loop import Course, Log, new_run, train
 from mrbcr_cli.train.state import Run, read_checkpoint
 from mrbcr_cli.train.stored import read_folder_pairs, read_npz_pairs, read_zarr_pairs
 from mrbcr_cli.weights import WeightsCard, load_weights, save_weights
@@ -44,6 +45,8 @@ from mrbcr_cli.weights import WeightsCard, load_weights, save_weights
 if TYPE_CHECKING:
     from mrbcr_cli.train.train_settings import TrainSettings
 
+_PATHS = ("pairs", "input_dir", "target_dir", "npz")
+_ON_THE_CARD = ("name", "domain", "trained_on", "licence", "limits")
 _DEFAULT_PATCH_PX = 192
 _FOREVER = 2**40
 """Training fields there are to draw from."""
@@ -79,8 +82,6 @@ def load_data(settings: TrainSettings) -> Data:
         wanted = limit if shares[1] > 0 else 0
         job = plan_pairs(settings.simulate.model_copy(update={"count": 1}))
         job = replace(job, counts=(_FOREVER, wanted, 0))
-        if settings.field < (settings.patch or min(_DEFAULT_PATCH_PX, settings.field)):
-            raise InputError(f"--field {settings.field} is smaller than the patches of {settings.patch} px")
         names = [(s.name, s.shape_yx, [vars(p) for p in s.planes]) for s in job.sources]
         digest = _digest([names, job.source_splits, None if job.psf is None else job.psf.sha256])
         words = f"simulated fields of {settings.field} px, {len(job.sources)} sharp sources"
@@ -205,18 +206,18 @@ def _go(
         reporter.info(f"{folder}: going on from step {run.step}")
     else:
         reporter.info(f"{folder}: training {settings.model} on {data.words}, on {course.device}")
-    clocked = settings.minutes is not None
-    length, unit = (round(60 * settings.minutes), "s") if settings.minutes is not None else (settings.steps, "steps")
-    done = int(run.elapsed_s) if clocked else run.step
+    length, unit, done = settings.steps, "steps", run.step
+    if settings.minutes is not None:
+        length, unit, done = round(60 * settings.minutes), "s", int(run.elapsed_s)
     with reporter.progress(f"{folder.name}", length, unit, done) as progress:
-        log: Journal | _Silent = _Silent()
+        log: Log = _Silent()
         if group.writes:
-            log = Journal(
+            log = journal = Journal(
                 folder, fingerprint, partial(_save, settings=settings, data=data, own=own),
                 patches_a_step=settings.batch * settings.accumulate * group.size, progress=progress,
                 say=reporter.info, event=reporter.event, minutes=settings.minutes, tensorboard=settings.tensorboard,
             )  # fmt: skip
-            log.resume(run.step)
+            journal.resume(run.step)
         try:
             finished = train(course, run, log, stop.is_set)
         except BrokenProcessPool as error:
@@ -240,9 +241,6 @@ class _Silent:
         """Nothing."""
 
     def keep(self, run: Run, *, best: bool) -> None:
-        """Nothing."""
-
-    def resume(self, step: int) -> None:
         """Nothing."""
 
 
@@ -276,22 +274,11 @@ def _validation(settings: TrainSettings, data: Data, reporter: Reporter) -> Pair
 
 
 def _fingerprint(settings: TrainSettings, data: Data, group: Group) -> str:
-    names = {
-        "pairs",
-        "input_dir",
-        "target_dir",
-        "npz",
-        "tensorboard",
-        "name",
-        "domain",
-        "trained_on",
-        "licence",
-        "limits",
-    }
-    values = settings.model_dump(mode="json", exclude={*names, "simulate"})
-    simulate = (
-        None if settings.simulate is None else settings.simulate.model_dump(mode="json", exclude={"source", "psf"})
-    )
+    # Paths may change, their contents not; what the card says plays no part.
+    values = settings.model_dump(mode="json", exclude={"simulate", "tensorboard", *_PATHS, *_ON_THE_CARD})
+    simulate: dict[str, Any] | None = None
+    if settings.simulate is not None:
+        simulate = settings.simulate.model_dump(mode="json", exclude={"source", "psf"})
     init = None if settings.init is None else load_weights(settings.init).sha256
     return _digest([values, simulate, init, data.fingerprint, group.size, __version__])
 

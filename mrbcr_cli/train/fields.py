@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mrbcr_cli.optics.camera import expose_batch
+from mrbcr_cli.optics.camera import expose_batch, mean_counts_batch
 from mrbcr_cli.simulate.conditions import Conditions, Light, draw_conditions, draw_light
 from mrbcr_cli.simulate.image_scene import Imaged, image_scene
 from mrbcr_cli.simulate.pair import PairsJob
@@ -95,9 +95,7 @@ class SimulatedBatches:
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**63)))
         cameras = [light.camera for light in lights]
         counts = expose_batch(photons, cameras, [light.scmos for light in lights], generator)
-        scale = torch.tensor([c.gain_adu * c.quantum_efficiency for c in cameras], device=self.device)[:, None, None]
-        base = torch.tensor([c.offset_adu + c.gain_adu * c.dark_e for c in cameras], device=self.device)[:, None, None]
-        return normalise(counts[:, None], (base + scale * sharp)[:, None], rng)
+        return normalise(counts[:, None], mean_counts_batch(sharp, cameras)[:, None], rng)
 
     def _advance(self, step: int) -> int:
         """Have the fields of a step in the pool; return the newest of them."""

@@ -10,7 +10,6 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from mrbcr_cli.console import Progress, clock_text
 from mrbcr_cli.errors import IncompleteError, InputError
 from mrbcr_cli.train.state import Run
+from mrbcr_cli.whole_file import replace_text
 
 CHECKPOINT, BEST, LAST = "last.ckpt", "best.safetensors", "last.safetensors"
 LOG, TABLE, CURVES, SETTINGS, LOCK = "train.jsonl", "train.csv", "curves.png", "train.yaml", "train.lock"
@@ -56,7 +56,7 @@ class Journal:
     def resume(self, step: int) -> None:
         """Drop what was logged after the checkpoint that the run starts from."""
         rows = [row for row in read_log(self.folder / LOG) if row["step"] <= step]
-        _replace(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in rows))
+        replace_text(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in rows))
         self._mark = (self._clock(), step)
 
     def line(self, values: dict[str, Any], run: Run) -> None:
@@ -99,7 +99,7 @@ class Journal:
             self._save_weights(self.folder / LAST, run)
             run.save(self.folder / CHECKPOINT, self.fingerprint)
             rows = read_log(self.folder / LOG)
-            _replace(self.folder / TABLE, _as_csv(rows))
+            replace_text(self.folder / TABLE, _as_csv(rows))
         except (OSError, InputError) as error:
             raise self._unwritable(error) from error
         if rows:
@@ -137,15 +137,6 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".partial")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def check_tensorboard() -> None:

@@ -7,7 +7,6 @@ that goes on from it computes what an uninterrupted one would. No random state i
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.whole_file import replacing
 
 FORMAT = 2
 
@@ -83,12 +83,8 @@ class Run:
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "tally": vars(self.tally),
         }
-        part = path.with_name(path.name + ".partial")
-        with part.open("wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `read_checkpoint` gave."""

@@ -19,7 +19,6 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.train.batches import PairSet
 
 Array = NDArray[Any]
-_SUFFIXES = (".tif", ".tiff", ".btf", ".zarr")
 _BYTES_PER_PIXEL = 6
 """Of a pair in memory: counts and target."""
 _LOW, _HIGH = ("low", "input"), ("gt", "target")
@@ -118,9 +117,15 @@ def _check_memory(needed: int) -> None:
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
+    from mrbcr_cli.images import TIFF_SUFFIXES
+
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder")
-    found = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(_SUFFIXES) and not p.name.startswith(".")]
+    found = [
+        p
+        for p in sorted(folder.iterdir())
+        if p.name.lower().endswith((*TIFF_SUFFIXES, ".zarr")) and not p.name.startswith(".")
+    ]
     if not found:
         raise InputError(f"{folder}: holds no TIFF or OME-Zarr images")
     return {p.name: p for p in found}

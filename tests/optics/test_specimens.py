@@ -194,6 +194,8 @@ def test_draws_follow_the_generator_and_the_kinds_asked_for():
     rng = np.random.default_rng(3)
     assert {draw_specimen(rng, ["beads", "nuclei"]).kind for _ in range(30)} == {"beads", "nuclei"}
     assert {draw_specimen(rng).kind for _ in range(200)} == set(KINDS)
+    named = {(s.kind, s.style) for s in (draw_specimen(rng, ["beads:doublets", "nuclei"]) for _ in range(30))}
+    assert named == {("beads", "doublets"), ("nuclei", "")}
 
 
 @pytest.mark.parametrize(

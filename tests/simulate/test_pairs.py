@@ -400,6 +400,7 @@ def test_figure(tmp_path: Path) -> None:
 BAD: list[tuple[tuple[object, ...], str]] = [
     (("--source", "nosuch/*.tif"), "no sharp image"),
     (("--specimen", "unicorns"), "unknown specimen"),
+    (("--specimen", "beads:horns"), "unknown style"),
     (("--na", "1.2:0.8"), "low <= high"),
     (("--na", "0:1"), "within 0.02 to 1.7"),
     (("--na", "1.4", "--ni", "1.33"), "not below the immersion index"),
