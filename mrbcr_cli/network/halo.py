@@ -44,7 +44,8 @@ def measure_effective_halo(
     inner = slice(_MARGIN_PX, _MARGIN_PX + _TILE_PX)
     with torch.inference_mode():
         images = (blobs_nchw(size).double(), noise_nchw(size).double())
-        wholes = [network.forward(image)[0] for image in images]
+        guides = [_guide(network, image) for image in images]
+        wholes = [_output(network, image, guide) for image, guide in zip(images, guides, strict=True)]
         if not all(bool(whole.isfinite().all()) for whole in wholes):
             raise ValueError("the network's output on a test image in [0, 1] is not finite; its weights are unusable")
         for halo in sorted(candidates_px):
@@ -55,10 +56,15 @@ def measure_effective_halo(
             crop, own = slice(_MARGIN_PX - halo, inner.stop + halo), slice(halo, halo + _TILE_PX)
             if all(
                 float(
-                    (_interior(network, image[..., crop, crop])[..., own, own] - whole[..., inner, inner]).abs().max()
+                    (
+                        _output(network, image[..., crop, crop], guide, whole=False)[..., own, own]
+                        - full[..., inner, inner]
+                    )
+                    .abs()
+                    .max()
                 )
-                <= tolerance * float(whole.max() - whole.min())
-                for image, whole in zip(images, wholes, strict=True)
+                <= tolerance * float(full.max() - full.min())
+                for image, full, guide in zip(images, wholes, guides, strict=True)
             ):
                 return halo
     return sufficient
@@ -68,13 +74,20 @@ def _round_up(length_px: int, step_px: int) -> int:
     return -(-length_px // step_px) * step_px
 
 
-def _interior(network: DeconvolutionNetwork, crop_nchw: Tensor) -> Tensor:
-    """The full-size output of a crop that lies inside the image, as the engine runs it."""
+def _guide(network: DeconvolutionNetwork, image_nchw: Tensor) -> Tensor | None:
+    """What a guided network is told of an image: gains reach farther for some spectra than for others."""
+    from mrbcr_cli.network.guide import guide_of_batch
+
+    return guide_of_batch(image_nchw) if getattr(network, "tones", None) is not None else None
+
+
+def _output(network: DeconvolutionNetwork, image_nchw: Tensor, guide: Tensor | None, *, whole: bool = True) -> Tensor:
+    """The full-size output of an image, or of a crop that lies inside one, as the engine runs it."""
     from mrbcr_cli.network.mrbcr import Mrbcr
 
     if isinstance(network, Mrbcr):  # the one that can be told that the crop's sides are not the image's border
-        return network.forward(crop_nchw, (False, False, False, False))[0]
-    return network.forward(crop_nchw)[0]
+        return network.forward(image_nchw, (whole,) * 4, guide)[0]
+    return network.forward(image_nchw)[0]
 
 
 def noise_nchw(size_px: int, seed: int = 1991) -> Tensor:
