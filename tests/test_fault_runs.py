@@ -198,7 +198,7 @@ def test_a_disk_that_is_really_full(
             "metadata": chunks == BLOCKS and path.name == "zarr.json",
         }
         if reached[moment]:
-            fill(small_disk, 8192 if moment == "chunk" else 0)  # so that half of the chunk is taken
+            fill(small_disk, 4096 if moment == "chunk" else 0)  # so that a part of the chunk is taken
         real(path, parts)
 
     monkeypatch.setattr(omezarr_level, "put_durably_from", filling)
@@ -207,7 +207,7 @@ def test_a_disk_that_is_really_full(
     monkeypatch.undo()
     kept = len(blocks_in(output))
     assert not output.exists()
-    assert kept == BLOCKS if moment != "chunk" else 6 <= kept <= 8
+    assert kept == BLOCKS if moment != "chunk" else 5 <= kept <= 9
     assert deconvolve(job[0], "-o", output, "-m", job[1], *TILE, "-q") == 3  # still full
     (small_disk / "filler").unlink()
     assert resumed(job, output, capsys) == BLOCKS - kept
@@ -394,17 +394,17 @@ def test_a_model_that_fails_on_some_blocks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from mrbcr_cli.restore import NetworkRestorer
+    from mrbcr_cli.restore import Restorer
 
-    output, real = tmp_path / "o.ome.zarr", NetworkRestorer.restore
+    output, real = tmp_path / "o.ome.zarr", Restorer.restore
     third = tifffile.imread(job[0])[2, :50, :50]
 
-    def failing(self: NetworkRestorer, image_zyx: Any, *rest: Any) -> Any:
+    def failing(self: Restorer, image_zyx: Any, *rest: Any) -> Any:
         if np.array_equal(image_zyx[0, :50, :50], third):
             raise RuntimeError("an operator has no kernel for this")
         return real(self, image_zyx, *rest)
 
-    monkeypatch.setattr(NetworkRestorer, "restore", failing)
+    monkeypatch.setattr(Restorer, "restore", failing)
     assert deconvolve(job[0], "-o", output, "-m", job[1], *TILE, "-q") == 3
     said = capsys.readouterr().err
     assert "blocks failed" in said and "RuntimeError: an operator has no kernel for this" in said
@@ -431,12 +431,9 @@ def test_files_that_appear_late(
 
 
 def test_no_clock_is_trusted(
-    tmp_path: Path,
-    job: tuple[Path, Path, np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, job: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files from the future, and a clock that is set back by a day in the middle of the run."""
+    """Files from the future, and a second run on a machine whose clock is a day behind that of the first."""
     import time
 
     output = tmp_path / "o.ome.zarr"
@@ -444,14 +441,15 @@ def test_no_clock_is_trusted(
     future = time.time() + 20 * 365 * 86400
     for path in tmp_path.rglob("*"):
         os.utime(path, (future, future))
-    real_time, real_append, lost_s = time.time, Ledger.append, 0.0
-
-    def set_back(self: Ledger, record: Any) -> None:
-        nonlocal lost_s
-        lost_s = 86400.0
-        real_append(self, record)
-
-    monkeypatch.setattr(time, "time", lambda: real_time() - lost_s)
-    monkeypatch.setattr(Ledger, "append", set_back)
-    assert resumed(ours, output, capsys) == BLOCKS - 7
-    assert deconvolve(ours[0], "-o", output, "-m", ours[1], *TILE, "-q") == 0
+    behind = "import time; real = time.time; time.time = lambda: real() - 86400; from mrbcr_cli.cli import main; main()"
+    arguments = ["deconvolve", ours[0], "-o", output, "-m", ours[1], *TILE, "-q", "--json"]
+    for blocks in (BLOCKS - 7, 0):  # resumed, and then found done
+        ended = subprocess.run(
+            [sys.executable, "-c", behind, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=True,
+        )
+        assert sum(json.loads(line)["event"] == "block" for line in ended.stdout.splitlines()) == blocks
+    assert np.array_equal(pixels(output), job[2])
