@@ -16,8 +16,9 @@ from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, o
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
+from mrbcr_cli.stream.shards import Shard
 from mrbcr_cli.stream.signals import interrupt_on_signal
-from mrbcr_cli.workfolder import Target
+from mrbcr_cli.workfolder import PARTIAL_SUFFIX, Target
 
 
 def deconvolve_batch(
@@ -28,11 +29,19 @@ def deconvolve_batch(
     *,
     command: str,
     dry_run: bool = False,
+    shard: Shard | None = None,
 ) -> list[Outcome]:
-    """Deconvolve each input. With one input its own error is raised; with several IncompleteError counts the failures.
+    """Deconvolve each input, or with `shard` its share of each.
 
-    Raises InputError before anything is opened when two outputs would have the same name.
+    With one input its own error is raised; with several IncompleteError counts the failures. Raises InputError before
+    anything is opened when two outputs would have the same name, or when a shard would drop the work of others.
     """
+    if shard is not None and (settings.overwrite or not settings.resume):
+        option = "--overwrite" if settings.overwrite else "--no-resume"
+        raise InputError(
+            f"{option} with --shard: each shard would drop what the others have done; remove the old output and its "
+            f"{PARTIAL_SUFFIX} folder instead"
+        )
     targets = name_targets(inputs, output, settings.output_format)
     if settings.overwrite:
         _refuse_to_replace_inputs(inputs, targets)
@@ -43,7 +52,14 @@ def deconvolve_batch(
             try:
                 source = _source(text, settings)
                 outcome = deconvolve_file(
-                    source, target, settings, reporter, clients=clients, command=command, dry_run=dry_run
+                    source,
+                    target,
+                    settings,
+                    reporter,
+                    clients=clients,
+                    command=command,
+                    dry_run=dry_run,
+                    shard=shard,
                 )
             except InterruptedRunError:
                 raise
@@ -123,5 +139,5 @@ def _report(outcome: Outcome, reporter: Reporter) -> None:
             f"in {plan['blocks']} blocks of {'x'.join(map(str, plan['block_shape']))}, "
             f"{plan['workers']} at a time, about {bytes_text(plan['expected_memory_bytes'])} of memory"
         )
-    else:
+    elif outcome.status != "shard":  # whose output is not there yet
         reporter.data(str(outcome.output))

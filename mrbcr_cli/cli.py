@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,9 @@ import typer
 from mrbcr_cli import __version__
 from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
+from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
+from mrbcr_cli.cli_finish import finish
+from mrbcr_cli.cli_options import Debug, Json, Quiet, ShardText
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -35,19 +39,10 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=TRAIN_EPILOG)(train)
+app.command(epilog=FINISH_EPILOG)(finish)
 
-METHOD, IMAGE, INTENSITY, OUTPUT, RUN, TALK = (
-    "Method",
-    "Image and selection",
-    "Intensities",
-    "Output",
-    "Running",
-    "Messages",
-)
+METHOD, IMAGE, INTENSITY, OUTPUT, RUN = "Method", "Image and selection", "Intensities", "Output", "Running"
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=TALK)]
-Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.", rich_help_panel=TALK)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=TALK)]
 Axes = Annotated[
     str | None,
     typer.Option(
@@ -221,6 +216,7 @@ def deconvolve(
     workers: Annotated[
         int | None, typer.Option(help="Blocks at a time. Default: the cores that memory allows.", rich_help_panel=RUN)
     ] = None,
+    shard: ShardText = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, write nothing.", rich_help_panel=RUN)
     ] = False,
@@ -236,11 +232,8 @@ def deconvolve(
 ) -> None:
     """Remove blur from images: same axes, same scale, same intensity units, any size."""
     given = dict(locals())
-    options = {
-        name: value
-        for name, value in given.items()
-        if name not in ("inputs", "output", "config", "as_json", "quiet", "debug", "dry_run") and value is not None
-    }
+    apart = ("inputs", "output", "config", "as_json", "quiet", "debug", "dry_run", "shard")
+    options = {name: value for name, value in given.items() if name not in apart and value is not None}
     if "intensity_range" in options:
         options["range"] = options.pop("intensity_range")
     reporter = Reporter(quiet=quiet, as_json=as_json)
@@ -250,9 +243,11 @@ def deconvolve(
     tune_allocator()  # before torch takes its first block
     from mrbcr_cli.batch import deconvolve_batch
     from mrbcr_cli.settings import load_settings
+    from mrbcr_cli.stream.shards import parse_shard
 
+    share = None if shard is None else parse_shard(shard, os.environ)
     settings = load_settings(config, options)
-    deconvolve_batch(inputs, output, settings, reporter, command=command_line(), dry_run=dry_run)
+    deconvolve_batch(inputs, output, settings, reporter, command=command_line(), dry_run=dry_run, shard=share)
 
 
 @app.command()

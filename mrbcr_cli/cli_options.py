@@ -123,6 +123,16 @@ Scmos = Annotated[
     bool | None, _option(CAMERA, "--scmos", help="Per-pixel maps of offset, gain and read noise, drawn from the seed.")
 ]
 Seed = Annotated[int | None, _option(RUN, help="Seed: the same gives the same bytes. Default: 0.")]
+ShardText = Annotated[
+    str | None,
+    _option(
+        RUN,
+        "--shard",
+        metavar="I/N",
+        help="Do share I of N alone, I from 0 to N-1; auto: as SLURM says of its job array. Shards may run at once; "
+        "mrbcr finish OUTPUT ends the run.",
+    ),
+]
 Workers = Annotated[int | None, _option(RUN, help="Processes at a time. Default: the cores. Changes no byte.")]
 
 OPTICS_NAMES = (

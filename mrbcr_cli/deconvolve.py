@@ -1,7 +1,7 @@
-"""Carry out a plan: working folder, blocks, pyramid or TIFF, atomic rename.
+"""Carry out a plan: working folder, blocks, and unless it is a shard the end of the run.
 
 Invariant: the same command may be run again after any end of a run, and ends with the pixels of an undisturbed one;
-blocks that are done are not done again.
+blocks that are done, by this process or another, are not done again.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mrbcr_cli import __version__
 from mrbcr_cli.console import Reporter, clock_text
-from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
+from mrbcr_cli.errors import FingerprintError, IncompleteError, InterruptedRunError
+from mrbcr_cli.finish import complete, end_of_earlier_run
 from mrbcr_cli.images import SourceSpec
-from mrbcr_cli.intensity import IntensityRange
-from mrbcr_cli.plan import Plan, make_plan, provenance
+from mrbcr_cli.plan import Plan, make_plan
+from mrbcr_cli.resume import enter, header_of, joined, ranges_of
 from mrbcr_cli.settings import DeconvolveSettings
-from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import DriveResult, Job, NonFiniteError, describe, drive, forget_run
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LedgerContents, LockedError
+from mrbcr_cli.stream.ledger import BlockRecord
+from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
-from mrbcr_cli.workfolder import Target, busy, check_target, drop_partial, finished_before, put_in_place, unfinished_run
+from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, unfinished_run
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Outcome:
 
     output: Path
     status: str
-    """ "done", "unchanged" (it was done before) or "planned" (--dry-run)."""
+    """ "done", "unchanged" (it was done before), "shard" (its share is done) or "planned" (--dry-run)."""
     summary: dict[str, Any]
 
 
@@ -47,12 +47,13 @@ def deconvolve_file(
     clients: Clients,
     command: str,
     dry_run: bool = False,
+    shard: Shard | None = None,
 ) -> Outcome:
-    """Deconvolve one image. Raises the MrbcrError that says what went wrong and what is left."""
+    """Deconvolve one image, or its share of it. Raises the MrbcrError that says what went wrong and what is left."""
     check_target(source, target)
     before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
     contents = unfinished_run(target) if settings.resume else None
-    plan = make_plan(source, settings, target.format, known_ranges=_ranges_of(contents, settings))
+    plan = make_plan(source, settings, target.format, known_ranges=ranges_of(contents, settings))
     ours = contents is not None and contents.header.get("fingerprint") == plan.fingerprint
     if before is not None:
         if before.get("fingerprint") != plan.fingerprint:
@@ -61,29 +62,21 @@ def deconvolve_file(
                 "use --overwrite or another --output"
             )
         if ours:
-            drop_partial(target)  # all that a run left that was killed after its last rename
+            end_of_earlier_run(target)
         reporter.info(f"{target.path}: already done, nothing to do")
         return Outcome(target.path, "unchanged", {"fingerprint": plan.fingerprint})
-    if contents is not None and ours:
-        plan = _adopt(plan, contents, settings, target)
-    elif contents is not None and not settings.overwrite:
-        raise FingerprintError(
-            f"{target.partial}: holds an unfinished run of another input, model or settings; "
-            "use --overwrite or --no-resume to drop it, or another --output"
-        )
-    for note in plan.notes:
+    same = joined(plan, contents, settings, target)
+    if same is None and contents is not None:
+        plan = make_plan(source, settings, target.format)  # those ranges were another image's
+    for note in (same or plan).notes:
         reporter.info(f"note: {note}")
-    for warning in plan.warnings:
+    for warning in (same or plan).warnings:
         reporter.warn(f"{source.label}: {warning}")
         reporter.event("warning", input=source.label, output=str(target.path), message=warning)
     if dry_run:
-        return Outcome(target.path, "planned", describe_plan(plan, target))
+        return Outcome(target.path, "planned", describe_plan(same or plan, target))
     try:
-        if not ours:
-            drop_partial(target)
-        return _carry_out(plan, target, settings, reporter, clients, command)
-    except LockedError as error:
-        raise busy(target) from error
+        return _carry_out(plan, target, settings, reporter, clients, command, shard)
     except OSError as error:
         raise IncompleteError(
             f"{target.path}: cannot write ({error.strerror or error}); what is done is kept, "
@@ -93,73 +86,42 @@ def deconvolve_file(
         forget_run()
 
 
-def _ranges_of(contents: LedgerContents | None, settings: DeconvolveSettings) -> tuple[IntensityRange, ...] | None:
-    if contents is None or settings.range is not None:
-        return None
-    try:
-        return tuple(IntensityRange.from_dict(r) for r in contents.header["ranges"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _adopt(plan: Plan, contents: LedgerContents, settings: DeconvolveSettings, target: Target) -> Plan:
-    """Take over the block grid and the notes of the unfinished run of the same fingerprint that is to be resumed.
-
-    Raises FingerprintError when it was begun by another version, or with another tile size than is asked for now.
-    """
-    began = contents.header.get("version")
-    if began != __version__:
-        raise FingerprintError(
-            f"{target.partial}: was begun by mrbcr {began}, this is {__version__}; use --no-resume to start again"
-        )
-    grid = Grid.from_dict(contents.header["grid"])
-    if settings.tile_size is not None and grid.block_shape != plan.grid.block_shape:
-        raise FingerprintError(
-            f"{target.partial}: was begun with blocks of {grid.block_shape[-2]} x {grid.block_shape[-1]} px; "
-            "leave --tile-size out to resume it, or use --no-resume to start again"
-        )
-    notes = tuple(dict.fromkeys([*map(str, contents.header.get("notes", [])), *plan.notes]))
-    judged: dict[str, Any] = {}
-    if settings.domain_check:
-        judged = {"domain": tuple(contents.header.get("domain", ())), "warnings": contents.header.get("warnings", ())}
-    return replace(plan.with_grid(grid, settings), notes=notes, **judged)
-
-
 def _carry_out(
-    plan: Plan, target: Target, settings: DeconvolveSettings, reporter: Reporter, clients: Clients, command: str
+    plan: Plan,
+    target: Target,
+    settings: DeconvolveSettings,
+    reporter: Reporter,
+    clients: Clients,
+    command: str,
+    shard: Shard | None,
 ) -> Outcome:
-    from mrbcr_cli.images.omezarr_write import create_level0, plan_layout
-
     started = time.monotonic()
-    target.partial.mkdir(parents=True, exist_ok=True)
-    record = provenance(plan, settings, command, __version__)
-    layout = plan_layout(plan.spec, plan.grid.block_shape, target.zarr_version)
-    header = {
-        "fingerprint": plan.fingerprint,
-        "version": __version__,
-        "grid": plan.grid.to_dict(),
-        "ranges": [asdict(r) for r in plan.ranges],
-        "notes": list(plan.notes),
-        "domain": list(plan.domain),
-        "warnings": list(plan.warnings),
-        "command": command,
-    }
-    with Ledger(target.ledger, header) as ledger:
-        create_level0(target.store, plan.spec, layout, target.zarr_version)
-        resumed = len(ledger.records)
+    plan, ledger = enter(plan, target, settings, command, shard)
+    total = len(plan.grid)
+    share = range(total) if shard is None else shard.blocks(total)
+    with ledger:
+        resumed = sum(number in ledger.records for number in share)
         if resumed:
-            reporter.info(f"resuming {target.path.name}: {resumed} of {len(plan.grid)} blocks are done")
-        result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients)
-        _raise_if_unfinished(result, plan, target, len(ledger.records))
-        _raise_if_input_changed(plan, target)
-        summary = _summary(plan, ledger.records, resumed, time.monotonic() - started)
-        known = {key: summary[key] for key in ("clipped_fraction", "non_finite", "notes")}
-        spec = replace(plan.spec, provenance={**record, **known})
-        try:
-            _finish(plan, target, settings, spec, layout, reporter)
-        except InputError as error:  # what was written cannot be read back
-            raise IncompleteError(f"{error}; use --no-resume to compute it again") from error
-    summary["seconds"]["total"] = round(time.monotonic() - started, 3)
+            reporter.info(f"resuming {target.path.name}: {resumed} of {len(share)} blocks are done")
+        result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients, share)
+        _raise_if_unfinished(result, plan, target, ledger, share)
+        _raise_if_input_changed(plan, ledger)
+        figures: dict[str, Any] = {"blocks_resumed": resumed, "workers": plan.share.workers}
+        wall_s = round(time.monotonic() - started, 3)
+        if shard is not None:
+            done = len(ledger.records)
+            summary = {"shard": str(shard), "blocks": len(share), **figures, "seconds": {"blocks_wall": wall_s}}
+        else:
+            header = header_of(plan, target, settings, command)
+            summary = complete(header, ledger.records, target, reporter, source_xml=plan.spec.source_ome_xml) | figures
+            summary["seconds"] |= {"blocks_wall": wall_s, "total": round(time.monotonic() - started, 3)}
+    if shard is not None:
+        reporter.info(
+            f"{target.path}: shard {shard} is done ({len(share)} of {total} blocks; {done} by all that this one knows "
+            f"of); when all shards are, mrbcr finish {target.path}"
+        )
+        return Outcome(target.path, "shard", {"fingerprint": plan.fingerprint, **summary})
+    clear_away(target)
     _say_done(target, plan, summary, reporter)
     return Outcome(target.path, "done", summary)
 
@@ -178,13 +140,17 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
     )
 
 
-def _drive(plan: Plan, job: Job, target: Target, ledger: Ledger, reporter: Reporter, clients: Clients) -> DriveResult:
-    remaining = (n for n in range(len(plan.grid)) if n not in ledger.records)
+def _drive(
+    plan: Plan, job: Job, target: Target, ledger: RunLedger, reporter: Reporter, clients: Clients, share: range
+) -> DriveResult:
+    remaining = [n for n in share if n not in ledger.records]
+    if not remaining:
+        return DriveResult()
     label = plan.source.stem
     shown: set[str] = set()
     with (
         stop_on_signal(reporter.info) as stop,
-        reporter.progress(label, len(plan.grid), done=len(ledger.records)) as progress,
+        reporter.progress(label, len(share), done=len(share) - len(remaining)) as progress,
     ):
 
         def on_done(record: BlockRecord) -> None:
@@ -200,9 +166,9 @@ def _drive(plan: Plan, job: Job, target: Target, ledger: Ledger, reporter: Repor
         return drive(clients.get(), job, iter(remaining), clients.window(plan.share.workers), on_done, stop)
 
 
-def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, done: int) -> None:
+def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, ledger: RunLedger, share: range) -> None:
     resume = "run the same command to resume"
-    if isinstance(result.fatal, NonFiniteError) and done == 0:
+    if isinstance(result.fatal, NonFiniteError) and not ledger.records and ledger.path == target.ledger:
         # Refused input leaves nothing behind, unless work was done by then; the ledger goes first, its lock is ours.
         target.ledger.unlink()
         shutil.rmtree(target.partial)
@@ -216,12 +182,12 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, done: 
     if result.failed:
         number, why = next(iter(result.failed.items()))
         raise IncompleteError(
-            f"{target.path}: {len(result.failed)} of {len(plan.grid)} blocks failed (block {number}: {why}); "
+            f"{target.path}: {len(result.failed)} of {len(share)} blocks failed (block {number}: {why}); "
             f"the others are kept, {resume}"
         )
 
 
-def _raise_if_input_changed(plan: Plan, target: Target) -> None:
+def _raise_if_input_changed(plan: Plan, ledger: RunLedger) -> None:
     """Pixels that were read while the input changed or was out of reach are not to be trusted."""
     from mrbcr_cli.images import open_source
 
@@ -231,59 +197,8 @@ def _raise_if_input_changed(plan: Plan, target: Target) -> None:
     finally:
         reader.close()
     if not same:
-        target.ledger.unlink()
+        ledger.path.unlink()
         raise FingerprintError(f"{plan.source.label}: changed while it was read; run the same command to start again")
-
-
-def _summary(plan: Plan, records: dict[int, BlockRecord], resumed: int, wall_s: float) -> dict[str, Any]:
-    pixels = math.prod(plan.grid.shape)
-    seconds = {
-        name: round(sum(r.seconds.get(name, 0.0) for r in records.values()), 3) for name in ("read", "compute", "write")
-    }
-    clipped = sum(r.clipped for r in records.values())
-    return {
-        "fingerprint": plan.fingerprint,
-        "blocks": len(plan.grid),
-        "blocks_resumed": resumed,
-        "pixels": pixels,
-        "clipped": clipped,
-        "clipped_fraction": clipped / pixels,
-        "non_finite": sum(r.non_finite for r in records.values()),
-        "workers": plan.share.workers,
-        "seconds": {**seconds, "blocks_wall": round(wall_s, 3)},
-        "notes": list(
-            dict.fromkeys([*plan.notes, *plan.warnings, *(note for r in records.values() for note in r.notes)])
-        ),
-    }
-
-
-def _finish(
-    plan: Plan, target: Target, settings: DeconvolveSettings, spec: Any, layout: Any, reporter: Reporter
-) -> None:
-    from mrbcr_cli.images import omezarr_write
-
-    if target.format == "ome-tiff":
-        from mrbcr_cli.images.tiff_write import write_ome_tiff
-
-        level0 = omezarr_write.open_level0(target.store)
-        ready = target.partial / ("image" + "".join(target.path.suffixes[-2:]))
-        pixels = math.prod(spec.shape)
-        with reporter.progress(f"{plan.source.stem} TIFF", pixels, unit="pixels") as progress:
-            write_ome_tiff(
-                ready,
-                spec,
-                level0.read,
-                compression=settings.compression,
-                progress=lambda n: progress.advance(n / 1e6, steps=n),
-            )
-    else:
-        ready = target.store
-        blocks = omezarr_write.pyramid_blocks(spec, layout)
-        with reporter.progress(f"{plan.source.stem} pyramid", blocks, unit="files") as progress:
-            omezarr_write.finish(
-                target.store, spec, layout, target.zarr_version, progress=lambda n: progress.advance(steps=n)
-            )
-    put_in_place(ready, target)
 
 
 def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:

@@ -1,13 +1,17 @@
 """The working folder of an output that is not finished: OUTPUT.partial, and how it becomes OUTPUT.
 
-Invariant: a ledger exists only while the pixels it vouches for do; it is the first thing removed and the last thing
-relied on. OUTPUT appears by one rename, and what stood there before (--overwrite) goes only after that.
+Invariant: a ledger stands there only while the pixels it vouches for do: the folder comes with both and goes with both,
+by one rename each. OUTPUT appears by one rename, and what stood there before (--overwrite) goes only after that.
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ from typing import Any
 from mrbcr_cli.errors import IncompleteError, InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, read_provenance
 from mrbcr_cli.images.omezarr_meta import is_zarr
-from mrbcr_cli.stream.ledger import LedgerContents, LockedError, lock, read_ledger
+from mrbcr_cli.stream.ledger import LedgerContents, LockedError, hold, read_ledger
+from mrbcr_cli.stream.shards import Shard, run_id
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -46,6 +51,10 @@ class Target:
     def replaced(self) -> Path:
         """The former output, for the moment between two renames."""
         return self.partial / "replaced"
+
+    def aside(self, kind: str) -> Path:
+        """A new name beside the output for a working folder that is being made ("begin") or removed ("gone")."""
+        return self.path.with_name(f".{self.path.name}.{kind}.{uuid.uuid4().hex[:12]}")
 
     @property
     def zarr_version(self) -> Any:
@@ -111,25 +120,68 @@ def unfinished_run(target: Target) -> LedgerContents | None:
     return contents if (level0 / "zarr.json").is_file() or (level0 / ".zarray").is_file() else None
 
 
-def drop_partial(target: Target) -> None:
-    """Remove the working folder, its ledger first. Raises InputError for files that are not ours, IncompleteError when
-    another run is writing there.
+class MovedOnError(Exception):
+    """The working folder is no longer that which was looked at: look again."""
+
+
+def standing_run(target: Target) -> tuple[Any, Any]:
+    """What tells the run that now stands in the working folder from any other; (None, None) where there is none."""
+    contents = read_ledger(target.ledger)
+    return (None, None) if contents is None else run_id(contents.header)
+
+
+def begin(target: Target, fill: Callable[[Target], None]) -> bool:
+    """Make the working folder, filled by `fill`, in one step; False where another process was first.
+
+    `fill` gets a target whose working folder is the one to fill. Raises OSError where the disk does not take it.
+    """
+    staged = Target(target.aside("begin"), target.format)
+    try:
+        staged.partial.mkdir(parents=True)
+        fill(staged)
+        _sync_folder(staged.partial)
+        staged.partial.rename(target.partial)
+    except OSError as error:
+        shutil.rmtree(staged.partial, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    except BaseException:
+        shutil.rmtree(staged.partial, ignore_errors=True)
+        raise
+    _sync_folder(target.path.parent)
+    return True
+
+
+def drop_partial(target: Target, seen: tuple[Any, Any] | None = None) -> None:
+    """Remove the working folder; with `seen` only if that run (`standing_run`) stands in it still, else MovedOnError.
+
+    Raises InputError for files that are not ours, IncompleteError when another run is writing there.
     """
     if not target.partial.exists():
         return
-    ours = {"ledger.jsonl", "image.ome.zarr", "replaced"}
-    strangers = [p.name for p in target.partial.iterdir() if p.name not in ours and not p.name.startswith("image.")]
-    if strangers:
-        raise InputError(f"{target.partial}: holds files that are not mrbcr's ({strangers[0]}); move it away")
-    if target.ledger.exists():
-        with target.ledger.open("rb") as held:
-            try:
-                lock(held)
-            except LockedError as error:
-                raise busy(target) from error
-            target.ledger.unlink()
-        _sync_folder(target.partial)
-    shutil.rmtree(target.partial)
+    try:
+        names = [p.name for p in target.partial.iterdir()]
+        strangers = [name for name in names if not _is_ours(name)]
+        if strangers:
+            raise InputError(f"{target.partial}: holds files that are not mrbcr's ({strangers[0]}); move it away")
+        with hold(target.ledger, create=True):
+            if seen is not None and standing_run(target) != seen:
+                raise MovedOnError
+            gone = target.aside("gone")
+            target.partial.rename(gone)
+    except LockedError as error:
+        raise busy(target) from error
+    except FileNotFoundError as error:  # another process removes it too
+        if seen is None:
+            return
+        raise MovedOnError from error
+    _sync_folder(target.path.parent)
+    clear_away(target)
+
+
+def _is_ours(name: str) -> bool:
+    return name == "replaced" or name.startswith(("image.", "ledger."))
 
 
 def put_in_place(ready: Path, target: Target) -> None:
@@ -141,14 +193,27 @@ def put_in_place(ready: Path, target: Target) -> None:
         target.path.rename(target.replaced)
     ready.rename(target.path)
     _sync_folder(target.path.parent)
-    target.ledger.unlink()
-    _sync_folder(target.partial)
-    shutil.rmtree(target.partial)
+    target.partial.rename(target.aside("gone"))
+    _sync_folder(target.path.parent)
+    clear_away(target)
 
 
-def busy(target: Target) -> IncompleteError:
-    """The error of a second run on the same output."""
-    return IncompleteError(f"{target.partial}: another run is writing there; wait for it, or choose another --output")
+def clear_away(target: Target) -> None:
+    """Delete working folders that stepped aside or were never begun; what cannot be deleted stays for the next time.
+
+    Some network disks keep files that are open (our own ledger): call it again once that is closed.
+    """
+    for kind in ("gone", "begin"):
+        for folder in target.path.parent.glob(f".{glob.escape(target.path.name)}.{kind}.*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def busy(target: Target, shard: Shard | None = None) -> IncompleteError:
+    """The error of a second run on the same output, or of a second process for the same shard."""
+    doing = "" if shard is None else f" (as this shard {shard}, or not as a shard)"
+    return IncompleteError(
+        f"{target.partial}: another run is writing there{doing}; wait for it, or choose another --output"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

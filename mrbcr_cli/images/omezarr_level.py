@@ -14,6 +14,7 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -199,11 +200,15 @@ class Level:
         check_region(region, self.shape)
         return read_pixels(self._array, region, self.path)
 
-    def _sync_folders(self, region: Region) -> None:
-        """Make new and removed names durable: each file's folder, and above it those this process has not synced."""
+    def files(self, region: Region) -> list[Path]:
+        """The files (shards, or chunks) that hold `region`; those of zeros alone need not exist."""
         ranges = [range(part.start // u, -(-part.stop // u)) for part, u in zip(region, self.unit, strict=True)]
         keys = (self._array.metadata.encode_chunk_key(position) for position in itertools.product(*ranges))
-        for folder in sorted({(self.path / key).parent for key in keys}):
+        return [self.path / key for key in keys]
+
+    def _sync_folders(self, region: Region) -> None:
+        """Make new and removed names durable: each file's folder, and above it those this process has not synced."""
+        for folder in sorted({file.parent for file in self.files(region)}):
             if not folder.is_dir():  # nothing but zeros was ever written there
                 continue
             sync(folder)
@@ -238,11 +243,17 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def put_durably(path: Path, data: bytes | memoryview) -> None:
     """Write `path` whole or not at all: into a file beside it, synced, then renamed over it."""
+    put_durably_from(path, (data,))
+
+
+def put_durably_from(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """`put_durably` for data that come in parts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with partial.open("wb") as handle:
-            handle.write(data)
+            for part in parts:
+                handle.write(part)
             handle.flush()
             os.fsync(handle.fileno())
         partial.replace(path)

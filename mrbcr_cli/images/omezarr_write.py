@@ -48,6 +48,8 @@ __all__ = [
     "block_checksum",
     "create_level0",
     "finish",
+    "keep_source_xml",
+    "kept_source_xml",
     "open_level0",
     "plan_layout",
     "plan_pyramid",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 PROVENANCE = "mrbcr"
+_SOURCE_XML = Path("OME") / "METADATA.ome.xml"
 _TOP_PX = 256
 _AXIS_TYPES = {"T": "time", "C": "channel", "Z": "space", "Y": "space", "X": "space"}
 _PALETTE = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
@@ -133,11 +136,24 @@ def finish(
         create_level(root, index, spec.axes, level.shape, spec.dtype, fitted, version)
         _fill(source, open_level(root, index), progress)
     if spec.source_ome_xml is not None:
-        write_group(root / "OME", version, {})
-        put_durably(root / "OME" / "METADATA.ome.xml", spec.source_ome_xml.encode())
-        sync(root / "OME")
+        keep_source_xml(root, spec.source_ome_xml, version)
     omero = _omero(spec, open_level(root, len(levels) - 1))
     write_group(root, version, _group_attributes(spec, levels, omero, version))
+
+
+def keep_source_xml(root: Path, xml: str, version: Version) -> None:
+    """Put the source's OME-XML where bioformats2raw puts it."""
+    write_group(root / "OME", version, {})
+    put_durably(root / _SOURCE_XML, xml.encode())
+    sync(root / "OME")
+
+
+def kept_source_xml(root: Path) -> str | None:
+    """What `keep_source_xml` put there; None where it put nothing."""
+    try:
+        return (root / _SOURCE_XML).read_bytes().decode()
+    except FileNotFoundError:
+        return None
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:

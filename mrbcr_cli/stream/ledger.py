@@ -1,11 +1,13 @@
 """The ledger: which blocks are done, as append-only JSON lines next to the output.
 
 Invariant: a block stands in the ledger only after its pixels are on disk, and the first line names the run it belongs
-to; so whatever else is found in the output, only what the ledger says is done. A torn last line is ignored.
+to; so whatever else is found in the output, only what the ledger says is done. A torn last line is ignored; a block
+that was found damaged is taken back by a line of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -53,8 +55,11 @@ def read_ledger(path: Path) -> LedgerContents | None:
     lines = list(_json_lines(data[:sound]))
     if not lines or lines[0].get("ledger") != FORMAT:
         return None
-    records = {}
+    records: dict[int, BlockRecord] = {}
     for line in lines[1:]:
+        if isinstance(taken_back := line.get("redo"), int):
+            records.pop(taken_back, None)
+            continue
         try:
             record = BlockRecord(**{**line, "notes": tuple(line.get("notes", ()))})
         except TypeError:
@@ -77,8 +82,9 @@ class LockedError(Exception):
     """Another process holds the ledger."""
 
 
-def lock(file: IO[bytes]) -> None:
-    """Hold a file for this process until it is closed. Raises LockedError when another holds it.
+def lock(file: IO[bytes], *, shared: bool = False) -> None:
+    """Hold a file for this process until it is closed, alone or with others that share it. Raises LockedError when
+    another process is in the way.
 
     Where the file system has no locks (some network disks) nothing is held; the ledger then relies on the user.
     """
@@ -87,12 +93,33 @@ def lock(file: IO[bytes]) -> None:
     except ImportError:
         return  # not POSIX
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.fileno(), (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise LockedError from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
+
+
+def hold(path: Path, *, shared: bool = False, create: bool = False) -> IO[bytes]:
+    """Open and lock the file that stands at `path` once the lock is there; close it to let go.
+
+    Raises LockedError when another process is in the way, FileNotFoundError where there is no file (and no `create`).
+    """
+    while True:
+        # For writing, because NFS grants a lock of its own to no other kind.
+        descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+        file = os.fdopen(descriptor, "r+b", buffering=0)
+        try:
+            lock(file, shared=shared)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass  # removed while we waited for it
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 class Ledger:
@@ -103,41 +130,48 @@ class Ledger:
 
         Raises LockedError when another process has it open.
         """
-        path.touch()
-        self._held = path.open("rb")
+        # Unbuffered: what a full disk did not take must not be written at some later time.
+        self._file = hold(path, create=True)
         try:
-            lock(self._held)
-        except LockedError:
-            self._held.close()
+            contents = read_ledger(path)
+            self.header = {"ledger": FORMAT, **header} if contents is None else contents.header
+            """The first line of the file: as it was found, or as it was given when the file is new."""
+            self.records: dict[int, BlockRecord] = {} if contents is None else dict(contents.records)
+            self._end = 0 if contents is None else contents.sound_bytes
+            self._file.truncate(self._end)
+            if contents is None:
+                self._write(self.header)
+        except BaseException:
+            self._file.close()
             raise
-        contents = read_ledger(path)
-        self.records: dict[int, BlockRecord] = {} if contents is None else dict(contents.records)
-        self._file: IO[bytes] = path.open("r+b" if contents is not None else "wb")
-        if contents is None:
-            self._write({"ledger": FORMAT, **header})
-        else:
-            self._file.truncate(contents.sound_bytes)
-            self._file.seek(contents.sound_bytes)
 
     def append(self, record: BlockRecord) -> None:
         """Add a finished block and put it on disk. Raises OSError when the disk is full."""
         self._write(asdict(record))
         self.records[record.block] = record
 
+    def take_back(self, block: int) -> None:
+        """Say that a block is not done after all. Raises OSError when the disk is full."""
+        self._write({"redo": block})
+        self.records.pop(block, None)
+
     def _write(self, value: dict[str, Any]) -> None:
-        start = self._file.tell()
+        """Add a line, or (OSError) leave the file as it was."""
+        left = memoryview(json.dumps(value, separators=(",", ":")).encode() + b"\n")
         try:
-            self._file.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
+            self._file.seek(self._end)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
         except OSError:
-            self._file.seek(start)
+            with contextlib.suppress(OSError):  # a torn line is ignored anyway
+                self._file.truncate(self._end)
             raise
-        os.fsync(self._file.fileno())
+        self._end = self._file.tell()
 
     def close(self) -> None:
         """Close the file and let go of the lock."""
         self._file.close()
-        self._held.close()
 
     def __enter__(self) -> Ledger:
         return self
