@@ -14,8 +14,22 @@ from typing import Annotated, Any
 import typer
 
 from mrbcr_cli import __version__
+from mrbcr_cli.cli_cluster import (
+    Account,
+    BlockTimeout,
+    Cluster,
+    ClusterConfig,
+    Cores,
+    GpusPerJob,
+    JobExtra,
+    Jobs,
+    Memory,
+    Queue,
+    Walltime,
+)
 from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
+from mrbcr_cli.cli_options import Axes, Debug, Json, Quiet, Series, SplitRgb
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -36,33 +50,7 @@ app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=TRAIN_EPILOG)(train)
 
-METHOD, IMAGE, INTENSITY, OUTPUT, RUN, TALK = (
-    "Method",
-    "Image and selection",
-    "Intensities",
-    "Output",
-    "Running",
-    "Messages",
-)
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=TALK)]
-Json = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.", rich_help_panel=TALK)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=TALK)]
-Axes = Annotated[
-    str | None,
-    typer.Option(
-        help="Axes in the order on disk, e.g. TZCYX, for files that do not say. Default: as the file says.",
-        rich_help_panel=IMAGE,
-    ),
-]
-Series = Annotated[
-    int | None,
-    typer.Option(help="Which image of a file that holds several, from 0. Default: 0.", rich_help_panel=IMAGE),
-]
-SplitRgb = Annotated[
-    bool | None,
-    typer.Option("--split-rgb", help="Treat red, green and blue as three channels.", rich_help_panel=IMAGE),
-]
+METHOD, IMAGE, INTENSITY, OUTPUT, RUN = ("Method", "Image and selection", "Intensities", "Output", "Running")
 
 
 @app.callback(invoke_without_command=True)
@@ -221,6 +209,17 @@ def deconvolve(
     workers: Annotated[
         int | None, typer.Option(help="Blocks at a time. Default: the cores that memory allows.", rich_help_panel=RUN)
     ] = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
+    block_timeout: BlockTimeout = None,
+    jobs: Jobs = None,
+    cores: Cores = None,
+    memory: Memory = None,
+    gpus_per_job: GpusPerJob = None,
+    walltime: Walltime = None,
+    queue: Queue = None,
+    account: Account = None,
+    job_extra: JobExtra = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, write nothing.", rich_help_panel=RUN)
     ] = False,

@@ -22,7 +22,8 @@ from mrbcr_cli.plan import Plan, make_plan, provenance
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.cluster import Clients
-from mrbcr_cli.stream.engine import DriveResult, Job, NonFiniteError, describe, drive, forget_run
+from mrbcr_cli.stream.drive import DriveResult, drive
+from mrbcr_cli.stream.engine import Job, RefusedError, describe, forget_run
 from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LedgerContents, LockedError
 from mrbcr_cli.stream.signals import stop_on_signal
 from mrbcr_cli.workfolder import Target, busy, check_target, drop_partial, finished_before, put_in_place, unfinished_run
@@ -153,6 +154,7 @@ def _carry_out(
         _raise_if_unfinished(result, plan, target, len(ledger.records))
         _raise_if_input_changed(plan, target)
         summary = _summary(plan, ledger.records, resumed, time.monotonic() - started)
+        summary["blocks_redone"] = len(result.redone)
         known = {key: summary[key] for key in ("clipped_fraction", "non_finite", "notes")}
         spec = replace(plan.spec, provenance={**record, **known})
         try:
@@ -197,12 +199,12 @@ def _drive(plan: Plan, job: Job, target: Target, ledger: Ledger, reporter: Repor
                     shown.add(note)
                     reporter.warn(note)
 
-        return drive(clients.get(), job, iter(remaining), clients.window(plan.share.workers), on_done, stop)
+        return drive(clients, job, iter(remaining), plan.share.workers, on_done, stop)
 
 
 def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, done: int) -> None:
     resume = "run the same command to resume"
-    if isinstance(result.fatal, NonFiniteError) and done == 0:
+    if isinstance(result.fatal, RefusedError) and done == 0:
         # Refused input leaves nothing behind, unless work was done by then; the ledger goes first, its lock is ours.
         target.ledger.unlink()
         shutil.rmtree(target.partial)
