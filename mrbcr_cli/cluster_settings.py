@@ -99,9 +99,9 @@ class ClusterSettings(BaseModel):
         if self.kind != "slurm":
             for name in _SLURM_ONLY:
                 if name in self.model_fields_set:
-                    raise ValueError(f"{name.replace('_', '-')} needs --cluster slurm")
+                    raise ValueError(f"--{name.replace('_', '-')} needs --cluster slurm")
         if self.kind == "threads" and self.block_timeout is not None:
-            raise ValueError("block-timeout needs --cluster: a thread of this process cannot be ended; use local")
+            raise ValueError("--block-timeout needs --cluster: a thread of this process cannot be ended; use local")
         if self.kind == "address":
             _check_address(self.cluster or "")
         return self
@@ -111,6 +111,6 @@ def _check_address(text: str) -> None:
     """Refuse what is neither tcp://host:port, tls://host:port nor the name of a scheduler file."""
     if "://" in text:
         if not re.fullmatch(r"(tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\s/:]+):\d{1,5}", text):
-            raise ValueError(f"cluster {text}: an address looks like tcp://host:8786")
+            raise ValueError(f"--cluster {text}: an address looks like tcp://host:8786")
     elif not text.endswith(".json"):
-        raise ValueError(f"cluster {text}: must be local, slurm, an address such as tcp://host:8786, or a .json file")
+        raise ValueError(f"--cluster {text}: must be local, slurm, an address such as tcp://host:8786, or a .json file")
