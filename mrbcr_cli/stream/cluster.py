@@ -18,7 +18,8 @@ from typing import Any
 from mrbcr_cli.cluster_settings import ClusterSettings
 from mrbcr_cli.errors import InputError
 
-_CONNECT_S = 5.0
+_LISTEN_S = 5.0
+_ANSWER_S = 15.0
 
 Lost = Callable[[str, frozenset[str]], None]
 """Called with the address of a worker that is gone and the keys of the tasks it had."""
@@ -109,17 +110,17 @@ class Clients:
 
     def _manager(self) -> AbstractContextManager[Any]:
         if self.kind == "address":
-            return _quietly(address_client(_address(self._settings.cluster or "")))
+            return quietly(address_client(_address(self._settings.cluster or "")))
         if self.kind == "slurm":
             from mrbcr_cli.stream.cluster_slurm import SlurmJobs
 
             jobs = SlurmJobs(self._settings)
             self._tend = jobs.tend
-            return _quietly(jobs.client(), "dask_jobqueue")
+            return quietly(jobs.client(), "dask_jobqueue")
         from mrbcr_cli.stream.cluster_local import processes_client, threads_client
 
         if self.kind == "local":
-            return _quietly(processes_client(self.threads, self._device))
+            return quietly(processes_client(self.threads, self._device))
         return threads_client(self.threads)
 
     def _event(self, event: tuple[float, Any]) -> None:
@@ -144,7 +145,7 @@ def address_client(address: str) -> Iterator[Any]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=_CONNECT_S, set_as_default=False)
+        client = Client(address, timeout=_ANSWER_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"--cluster {address}: no dask scheduler answers there ({error})") from error
     with client:
@@ -169,13 +170,13 @@ def _address(text: str) -> str:
 def _check_listens(address: str) -> None:
     host, _, port = address.split("://", 1)[1].rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTEN_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"--cluster {address}: nobody listens there ({error}); start: dask scheduler") from error
 
 
 @contextmanager
-def _quietly(manager: AbstractContextManager[Any], *more: str) -> Iterator[Any]:
+def quietly(manager: AbstractContextManager[Any], *more: str) -> Iterator[Any]:
     """Keep dask's own log from the user's terminal: what matters of it is said by the drive."""
     loggers = [logging.getLogger(name) for name in ("distributed", "asyncio", "tornado", *more)]
     before = [logger.level for logger in loggers]
