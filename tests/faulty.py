@@ -16,7 +16,7 @@ import pytest
 from mrbcr_cli import deconvolve as carried_out
 from mrbcr_cli.stream.engine import Job
 
-Kind = Literal["kill", "hang", "raise", "memory"]
+Kind = Literal["kill", "hang", "raise", "memory", "none"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,16 @@ class FaultySpec:
     at: float
     """The block whose first pixel has this value."""
     marker: str | None
-    """A file that is made when the fault strikes, which it does only while there is none; None: always."""
+    """A file that is made when the fault strikes, which it does only while there is none; None: always.
+
+    Beside it a file MARKER.built has a line for each time the method was built.
+    """
 
     def build(self) -> Any:
         """Make the method."""
+        if self.marker is not None:
+            with Path(self.marker + ".built").open("a") as built:
+                built.write(f"{os.getpid()}\n")
         return Faulty(self.inner.build(), self)
 
 
@@ -46,7 +52,7 @@ class Faulty:
 
     def restore(self, block_zyx: Any, intensity: Any, at_border: Any) -> Any:
         """Fail at the block, else as `inner`."""
-        if block_zyx[0, 0, 0] == self._spec.at and self._strikes():
+        if self._spec.kind != "none" and block_zyx[0, 0, 0] == self._spec.at and self._strikes():
             if self._spec.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._spec.kind == "hang":

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 import tifffile
 
 from mrbcr_cli.settings import load_settings
+from mrbcr_cli.stream.drive import DriveResult
+from mrbcr_cli.stream.engine import forget_run
 from tests.faulty import fault
 from tests.helpers import deconvolve, pixels, spots, tiny_weights
 from tests.test_resume import blocks_in, wait_for_blocks
@@ -149,6 +152,41 @@ def test_a_fault_at_one_block_is_redone_elsewhere(
     assert last["blocks_redone"] >= 1
     assert {"memory": "MemoryError", "raise": "a fault of the test", "kill": "was lost"}[kind] in said
     assert np.array_equal(pixels(output), case[2])
+
+
+def test_each_process_builds_the_method_once(
+    tmp_path: Path, case: tuple[Path, Path, np.ndarray], address: Path
+) -> None:
+    with fault("none", 0, tmp_path / "none"):
+        assert (
+            deconvolve(case[0], "-o", tmp_path / "o.ome.zarr", "-m", case[1], "--cluster", address, "--overwrite", "-q")
+            == 0
+        )
+    processes = (tmp_path / "none.built").read_text().split()
+    assert str(os.getpid()) not in processes
+    assert len(processes) == len(set(processes)) == 2
+
+
+def test_a_block_of_a_run_that_is_over_is_not_written(tmp_path: Path, case: tuple[Path, Path, np.ndarray]) -> None:
+    """As by a worker elsewhere that has not heard yet that its run was killed, when the next one has begun."""
+    from mrbcr_cli.stream.engine import AbandonedError, run_block
+
+    jobs: list[Any] = []
+    with fault("none", 0, None), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "mrbcr_cli.deconvolve.drive", lambda _, job, *__: jobs.append(job) or DriveResult(interrupted=True)
+        )
+        assert deconvolve(case[0], "-o", tmp_path / "o.ome.zarr", "-m", case[1], "-q") == 75
+    guard = tmp_path / "guard"
+    job = replace(jobs[0], guard=str(guard))
+    with pytest.raises(AbandonedError):
+        run_block(job, 3)
+    chunks = tmp_path / "o.ome.zarr.partial" / "image.ome.zarr" / "0" / "c"
+    assert not chunks.exists()
+    guard.touch()
+    assert run_block(job, 3).block == 3
+    assert chunks.exists()
+    forget_run()
 
 
 def test_a_block_that_always_raises_costs_no_other(

@@ -28,7 +28,7 @@ class Crew:
 
     def __init__(self, clients: Clients, job: Job, tell: Callable[[tuple[Any, ...]], None]) -> None:
         """Start the workers, where this has not been done, and tell them of the job. Raises RefusedError."""
-        from mrbcr_cli.stream.worker import JobPlugin
+        from mrbcr_cli.stream.worker import CHECK_PREFIX, JobPlugin
 
         self.clients = clients
         self.client = clients.get()
@@ -37,22 +37,25 @@ class Crew:
         """None: as the job says."""
         self._tell = tell
         self._folder = Path(job.store).absolute().parent
-        self._marker = self._folder / f"image.check-{self.token}"
+        self._marker = self._folder / f"{CHECK_PREFIX}{self.token}"
+        """There while the run goes on: workers that see it share the folder, and no block is written without it."""
         self._asked: dict[str, Any] = {}
         self._fit: dict[str, WorkerReport] = {}
         self._threads: dict[str, int] = {}
         self._sent_away = 0
-        try:
-            self.client.register_plugin(JobPlugin(self.token, _from_root(job)))
-        except Exception as error:  # what a worker raises when it cannot read the job
-            raise RefusedError(
-                f"--cluster: a worker cannot take a job ({describe(error)}); "
-                f"install mrbcr {__version__} in the environment of the workers"
-            ) from error
         if clients.remote:
             self._marker.write_bytes(b"")
         else:
             self._threads = {"": clients.threads}
+        try:
+            told = replace(_from_root(job), guard=str(self._marker) if clients.remote else None)
+            self.client.register_plugin(JobPlugin(self.token, told))
+        except Exception as error:  # what a worker raises when it cannot read the job
+            self._marker.unlink(missing_ok=True)
+            raise RefusedError(
+                f"--cluster: a worker cannot take a job ({describe(error)}); "
+                f"install mrbcr {__version__} in the environment of the workers"
+            ) from error
 
     def close(self) -> None:
         """Have the workers forget the job, and remove what the checks left."""

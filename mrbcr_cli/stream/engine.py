@@ -10,6 +10,7 @@ import errno
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -58,6 +59,15 @@ class Job:
     dtype: str
     nan_policy: NanPolicy
     torch_threads: int
+    guard: str | None = None
+    """A file that is there for as long as somebody wants these blocks; None where nothing outlives the run.
+
+    A worker on another machine may finish a block after its run was killed and another one begun in the same place.
+    """
+
+
+class AbandonedError(RuntimeError):
+    """The run that wanted the block is over; it was not written."""
 
 
 class RefusedError(InputError):
@@ -71,7 +81,8 @@ class NonFiniteError(RefusedError):
 def run_block(job: Job, number: int) -> BlockRecord:
     """Read, deconvolve and write block `number`; return its record once the pixels are on disk.
 
-    Raises InputError (NonFiniteError) for input that is refused, OSError for a disk that is full or gone.
+    Raises InputError (NonFiniteError) for input that is refused, OSError for a disk that is full or gone,
+    AbandonedError where nobody wants the block any more.
     """
     import torch
 
@@ -91,6 +102,8 @@ def run_block(job: Job, number: int) -> BlockRecord:
     if bad is not None and job.nan_policy == "keep":
         kept[bad[block.crop]] = raw[block.crop][bad[block.crop]]
     compute_done = time.perf_counter()
+    if job.guard is not None and not Path(job.guard).exists():
+        raise AbandonedError(f"block {number}: the run that wanted it is over")
     checksum = _workplace.store(job).write(block.core, kept)
     return BlockRecord(
         block=number,
@@ -185,8 +198,6 @@ class _Workplace:
             return self._readers[key]
 
     def store(self, job: Job) -> Any:
-        from pathlib import Path
-
         from mrbcr_cli.images.omezarr_write import open_level0
 
         key = (job.run, job.store)
