@@ -6,6 +6,7 @@ unable to do blocks is either the end of the run (it was there at the start) or 
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mrbcr_cli.stream.worker import WorkerReport
 
 _MOST_SENT_AWAY = 3
+_FORGET_S = 10.0
 
 
 class Crew:
@@ -51,7 +53,7 @@ class Crew:
             told = replace(_from_root(job), guard=str(self._marker) if clients.remote else None)
             self.client.register_plugin(JobPlugin(self.token, told))
         except Exception as error:  # what a worker raises when it cannot read the job
-            self._marker.unlink(missing_ok=True)
+            self.close()
             raise RefusedError(
                 f"--cluster: a worker cannot take a job ({describe(error)}); "
                 f"install mrbcr {__version__} in the environment of the workers"
@@ -59,10 +61,13 @@ class Crew:
 
     def close(self) -> None:
         """Have the workers forget the job, and remove what the checks left."""
-        with suppress(Exception):  # the scheduler may be gone, and the workers with it
-            self.client.unregister_worker_plugin(f"mrbcr-{self.token}")
         if self.clients.remote:
             self._marker.unlink(missing_ok=True)
+        with suppress(
+            Exception
+        ):  # the scheduler may be gone, and the workers with it; one that hangs is not waited for
+            forgetting = self.client.scheduler.unregister_worker_plugin(name=f"mrbcr-{self.token}")
+            asyncio.run_coroutine_threadsafe(forgetting, self.client.loop.asyncio_loop).result(timeout=_FORGET_S)
 
     @property
     def slots(self) -> int:
