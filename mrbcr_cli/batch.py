@@ -47,7 +47,8 @@ def deconvolve_batch(
         _refuse_to_replace_inputs(inputs, targets)
     outcomes: list[Outcome] = []
     failures = 0
-    with interrupt_on_signal(), Clients(settings.workers or default_workers(settings.device)) as clients:
+    with interrupt_on_signal(), _clients(settings, reporter) as clients:
+        clients.check()
         for text, target in zip(inputs, targets, strict=True):
             try:
                 source = _source(text, settings)
@@ -83,6 +84,12 @@ def deconvolve_batch(
     if failures:
         raise IncompleteError(f"{failures} of {len(inputs)} inputs failed; run the same command again for these alone")
     return outcomes
+
+
+def _clients(settings: DeconvolveSettings, reporter: Reporter) -> Clients:
+    elsewhere = settings.kind in ("slurm", "address")
+    here = 1 if elsewhere else settings.workers or default_workers(settings)
+    return Clients(settings, here, reporter.info, reporter.warn, settings.device)
 
 
 def name_targets(inputs: list[str], output: Path, wanted: OutputFormat | None) -> list[Target]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ class Share:
     workers: int
     torch_threads: int
     bytes_per_block: int
+    processes: int = 1
 
 
 def choose_grid(
@@ -79,7 +81,7 @@ def choose_grid(
     planes = shape[info.axes.index("Z")] if "Z" in info.axes else 1
     deep = needs.halo_zyx[0] > 0
     depth = planes if deep else min(settings.batch_size, planes)
-    allowed = memory_for_blocks(settings.device)
+    allowed = memory_for_blocks(settings)
     target = min(_VOLUME_BLOCK_BYTES, allowed) if deep else allowed
     tile = settings.tile_size or round_up(min(_DEFAULT_TILE_PX, max(info.size("Y"), info.size("X"))), align)
 
@@ -107,14 +109,24 @@ def choose_grid(
 
 
 def share_out(settings: DeconvolveSettings, info: ImageInfo, needs: Needs, grid: Grid) -> Share:
-    """Return how many blocks run at a time: what the user says, else the cores that memory allows."""
+    """Return how many blocks run at a time: what the user says, else the cores that memory allows.
+
+    Of the workers of a cluster only what is asked of SLURM is known beforehand.
+    """
     by_axis = dict(zip(grid.axes, grid.block_shape, strict=True))
     need = block_bytes(info, needs, (by_axis.get("Z", 1), by_axis["Y"], by_axis["X"]))
-    workers = settings.workers or default_workers(settings.device)
+    if settings.kind == "slurm":
+        workers = min(settings.workers or settings.jobs * settings.processes_per_job, len(grid))
+        return Share(workers, max(1, settings.cores // settings.processes_per_job), need, workers)
+    if settings.kind == "address":
+        workers = min(settings.workers or cpu_count(), len(grid))
+        return Share(workers, 1, need, workers)  # `drive` finds out what each worker has
+    workers = settings.workers or default_workers(settings)
     if settings.workers is None:
-        workers = max(1, min(workers, memory_for_blocks(settings.device) // max(need, 1)))
+        each = need + (BASE_BYTES if settings.kind == "local" else 0)
+        workers = max(1, min(workers, memory_for_blocks(settings) // max(each, 1)))
     workers = min(workers, len(grid))
-    return Share(workers, max(1, cpu_count() // workers), need)
+    return Share(workers, max(1, cpu_count() // workers), need, workers if settings.kind == "local" else 1)
 
 
 def block_bytes(info: ImageInfo, needs: Needs, core_zyx: tuple[int, int, int]) -> int:
@@ -125,20 +137,43 @@ def block_bytes(info: ImageInfo, needs: Needs, core_zyx: tuple[int, int, int]) -
     return z * y * x * needs.bytes_per_voxel
 
 
-def memory_for_blocks(device: str) -> int:
-    """Bytes that all blocks together may take: 70 % of the host's free memory, and on a GPU of the device's too."""
+def memory_for_blocks(settings: DeconvolveSettings) -> int:
+    """Bytes that all blocks of a process may take: 70 % of the free memory, of the host and on a GPU of the device too.
+
+    A SLURM job has what is asked for it; workers at an address are taken to have no less than this machine.
+    """
     from mrbcr_cli.restore import device_memory_bytes, resolve_device
 
+    if settings.kind == "slurm":
+        asked = size_bytes(settings.memory) // settings.processes_per_job
+        return max(int(asked * 0.7) - BASE_BYTES, BASE_BYTES // 2)
     host = max(int(available_memory_bytes() * 0.7) - BASE_BYTES, BASE_BYTES)
-    on_device = device_memory_bytes(resolve_device(device))
+    if settings.kind == "address":
+        return host
+    on_device = device_memory_bytes(resolve_device(settings.device))
     return host if on_device is None else min(host, int(on_device * 0.7))
 
 
-def default_workers(device: str) -> int:
-    """Blocks at a time: a core each on a CPU; two on a GPU, so that one reads and writes while the other computes."""
+def size_bytes(text: str) -> int:
+    """Bytes of a size such as 16GB (10^9 bytes) or 16GiB (2^30); ClusterSettings has checked how it is written."""
+    number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", text).groups()  # type: ignore[union-attr]
+    return int(float(number) * (1024 if "i" in unit.lower() else 1000) ** ("KMGT".index(unit[0].upper()) + 1))
+
+
+def default_workers(settings: DeconvolveSettings) -> int:
+    """Blocks at a time: a core each on a CPU; two on a GPU, so that one reads and writes while the other computes.
+
+    Processes of --cluster local are one for each GPU.
+    """
     from mrbcr_cli.restore import resolve_device
 
-    return 2 if resolve_device(device).startswith("cuda") else cpu_count()
+    if not resolve_device(settings.device).startswith("cuda"):
+        return cpu_count()
+    if settings.kind != "local":
+        return 2
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def available_memory_bytes() -> int:

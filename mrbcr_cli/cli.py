@@ -15,11 +15,24 @@ from typing import Annotated, Any
 import typer
 
 from mrbcr_cli import __version__
+from mrbcr_cli.cli_cluster import (
+    Account,
+    BlockTimeout,
+    Cluster,
+    ClusterConfig,
+    Cores,
+    GpusPerJob,
+    JobExtra,
+    Jobs,
+    Memory,
+    Queue,
+    Walltime,
+)
 from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
-from mrbcr_cli.cli_options import Debug, Json, Quiet, ShardText
+from mrbcr_cli.cli_options import Axes, Debug, Json, Quiet, Series, ShardText, SplitRgb
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -42,22 +55,6 @@ app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
 
 METHOD, IMAGE, INTENSITY, OUTPUT, RUN = "Method", "Image and selection", "Intensities", "Output", "Running"
-
-Axes = Annotated[
-    str | None,
-    typer.Option(
-        help="Axes in the order on disk, e.g. TZCYX, for files that do not say. Default: as the file says.",
-        rich_help_panel=IMAGE,
-    ),
-]
-Series = Annotated[
-    int | None,
-    typer.Option(help="Which image of a file that holds several, from 0. Default: 0.", rich_help_panel=IMAGE),
-]
-SplitRgb = Annotated[
-    bool | None,
-    typer.Option("--split-rgb", help="Treat red, green and blue as three channels.", rich_help_panel=IMAGE),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -217,6 +214,17 @@ def deconvolve(
         int | None, typer.Option(help="Blocks at a time. Default: the cores that memory allows.", rich_help_panel=RUN)
     ] = None,
     shard: ShardText = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
+    block_timeout: BlockTimeout = None,
+    jobs: Jobs = None,
+    cores: Cores = None,
+    memory: Memory = None,
+    gpus_per_job: GpusPerJob = None,
+    walltime: Walltime = None,
+    queue: Queue = None,
+    account: Account = None,
+    job_extra: JobExtra = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, write nothing.", rich_help_panel=RUN)
     ] = False,

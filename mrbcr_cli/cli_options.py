@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-OPTICS, LAYERS, LIGHT, SAMPLING, SPECIMEN, CAMERA, OUTPUT, RUN, TALK = (
+IMAGE, OPTICS, LAYERS, LIGHT, SAMPLING, SPECIMEN, CAMERA, OUTPUT, RUN, TALK = (
+    "Image and selection",
     "Microscope",
     "Layers (Gibson-Lanni)",
     "Light",
@@ -31,6 +32,18 @@ def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
 Quiet = Annotated[bool, _option(TALK, "--quiet", "-q", help="Warnings and errors only.")]
 Json = Annotated[bool, _option(TALK, "--json", help="Events as JSON lines on stdout.")]
 Debug = Annotated[bool, _option(TALK, "--debug", help="Show the traceback of an error.")]
+Axes = Annotated[
+    str | None,
+    _option(IMAGE, help="Axes in the order on disk, e.g. TZCYX, for files that do not say. Default: as the file says."),
+]
+Series = Annotated[
+    int | None,
+    _option(IMAGE, help="Which image of a file that holds several, from 0. Default: 0."),
+]
+SplitRgb = Annotated[
+    bool | None,
+    _option(IMAGE, "--split-rgb", help="Treat red, green and blue as three channels."),
+]
 Overwrite = Annotated[bool, _option(OUTPUT, "--overwrite", help="Replace an existing output.")]
 DryRun = Annotated[bool, _option(RUN, "--dry-run", help="Check everything, write nothing.")]
 PrintConfig = Annotated[bool, _option(RUN, "--print-config", help="Print the settings as YAML and stop.")]

@@ -21,7 +21,8 @@ from mrbcr_cli.plan import Plan, make_plan
 from mrbcr_cli.resume import enter, header_of, joined, ranges_of
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
-from mrbcr_cli.stream.engine import DriveResult, Job, NonFiniteError, describe, drive, forget_run
+from mrbcr_cli.stream.drive import DriveResult, drive
+from mrbcr_cli.stream.engine import Job, RefusedError, describe, forget_run
 from mrbcr_cli.stream.ledger import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
@@ -106,7 +107,11 @@ def _carry_out(
         result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients, share)
         _raise_if_unfinished(result, plan, target, ledger, share)
         _raise_if_input_changed(plan, ledger)
-        figures: dict[str, Any] = {"blocks_resumed": resumed, "workers": plan.share.workers}
+        figures: dict[str, Any] = {
+            "blocks_resumed": resumed,
+            "blocks_redone": len(result.redone),
+            "workers": plan.share.workers,
+        }
         wall_s = round(time.monotonic() - started, 3)
         if shard is not None:
             done = len(ledger.records)
@@ -163,12 +168,12 @@ def _drive(
                     shown.add(note)
                     reporter.warn(note)
 
-        return drive(clients.get(), job, iter(remaining), clients.window(plan.share.workers), on_done, stop)
+        return drive(clients, job, iter(remaining), plan.share.workers, on_done, stop)
 
 
 def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, ledger: RunLedger, share: range) -> None:
     resume = "run the same command to resume"
-    if isinstance(result.fatal, NonFiniteError) and not ledger.records and ledger.path == target.ledger:
+    if isinstance(result.fatal, RefusedError) and not ledger.records and ledger.path == target.ledger:
         # Refused input leaves nothing behind, unless work was done by then; the ledger goes first, its lock is ours.
         target.ledger.unlink()
         shutil.rmtree(target.partial)

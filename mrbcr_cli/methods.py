@@ -7,7 +7,8 @@ give the same pixels, and `fingerprint` says so across machines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.base import ImageInfo
 from mrbcr_cli.intensity import PERCENTILES
-from mrbcr_cli.restore import Method, NetworkSpec, resolve_device
+from mrbcr_cli.restore import Method, NetworkSpec, check_device_name, resolve_device
 from mrbcr_cli.settings import DeconvolveSettings
 
 if TYPE_CHECKING:
@@ -51,15 +52,16 @@ class ExplicitSpec:
 
         values = np.frombuffer(self.psf_bytes, np.float32).reshape(self.psf_shape_zyx)
         psf = Psf(values, self.psf_source)
+        device = resolve_device(self.device)
         if self.kind == "wiener":
-            return Wiener(psf, self.balance, device=self.device)
+            return Wiener(psf, self.balance, device=device)
         return RichardsonLucy(
             psf,
             iterations=self.iterations,
             tv=self.tv,
             background=self.background,
             accelerate=self.acceleration,
-            device=self.device,
+            device=device,
         )
 
 
@@ -87,7 +89,8 @@ def plan_methods(
 
     Raises InputError when a model, PSF or device is not there or does not fit the image.
     """
-    device = resolve_device(settings.device)
+    # Threads of this process share its device; each worker of a cluster finds its own when it builds the method.
+    device = resolve_device(settings.device) if settings.kind == "threads" else check_device_name(settings.device)
     if settings.method == "network":
         return _networks(settings, info, channels, device)
     try:
@@ -127,7 +130,7 @@ def _networks(
             halo = loaded.card.effective_halo_px or network.default_halo_px
         elif halo % network.alignment_px:
             raise InputError(f"--tile-overlap {halo}: must be a multiple of {network.alignment_px} for model {name}")
-        spec = NetworkSpec(name, loaded.sha256, device, settings.precision, settings.batch_size, halo)
+        spec = NetworkSpec(_for_any_folder(name), loaded.sha256, device, settings.precision, settings.batch_size, halo)
         identity = {"sha256": loaded.sha256, "precision": settings.precision, "halo_px": halo}
         described = {
             "method": "network",
@@ -144,6 +147,13 @@ def _networks(
             spec, identity, described, percentiles=(low, high), limits=loaded.card.limits, guided=guided
         )
     return tuple(found[by_channel.get(c, by_channel.get(None, ""))] for c in channels)
+
+
+def _for_any_folder(name: str) -> str:
+    """A model's name as workers that were started elsewhere can use it: a file's path from the root."""
+    from mrbcr_cli.weights import list_weights
+
+    return name if name in list_weights() else str(Path(name).absolute())
 
 
 def _explicit(
@@ -221,3 +231,8 @@ def scale_zyx_um(info: ImageInfo) -> tuple[float | None, float | None, float | N
     """Return the voxel size along z, y, x in micrometres; None where it is not known as a length."""
     z, y, x = (info.scale_um(axis) for axis in "ZYX")
     return z, y, x
+
+
+def here(spec: MethodSpec) -> MethodSpec:
+    """The recipe for this process, which plans but may lack the device that the workers have."""
+    return replace(spec, device="cpu") if isinstance(spec, NetworkSpec | ExplicitSpec) else spec

@@ -23,7 +23,7 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
 from mrbcr_cli.intensity import IntensityRange, survey_channel, with_guide
-from mrbcr_cli.methods import ChannelMethod, plan_methods
+from mrbcr_cli.methods import ChannelMethod, here, plan_methods
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.engine import method_for
@@ -58,8 +58,8 @@ class Plan:
 
     @property
     def expected_bytes(self) -> int:
-        """Expected peak memory of the process."""
-        return BASE_BYTES + self.share.workers * self.share.bytes_per_block
+        """Expected peak memory of all processes that do blocks."""
+        return self.share.processes * BASE_BYTES + self.share.workers * self.share.bytes_per_block
 
     def with_grid(self, grid: Grid, settings: DeconvolveSettings) -> Plan:
         """The same run cut another way (the grid of an unfinished run that is resumed)."""
@@ -118,7 +118,8 @@ def _plan(
     guided = tuple(m.guided for m in methods)
     ranges, notes, estimates = _ranges(reader, settings, channels, percentiles, judged, guided, known_ranges)
     _check_background(settings, ranges, info)
-    needs = Needs.of([method_for(spec) for spec in dict.fromkeys(m.spec for m in methods)])
+    specs = dict.fromkeys(m.spec if settings.kind == "threads" else here(m.spec) for m in methods)
+    needs = Needs.of([method_for(spec) for spec in specs])
     grid = choose_grid(settings, info, needs, shape, offset, picks)
     input_fingerprint = reader.fingerprint()
     identity = {

@@ -78,14 +78,9 @@ def resolve_device(name: str) -> str:
     """Return "cpu", "cuda" or "cuda:N" for "auto" or one of these. Raises InputError when it is not there."""
     import torch
 
-    if name == "auto":
+    if check_device_name(name) == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: only cpu and cuda devices are supported")
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
@@ -97,6 +92,21 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def check_device_name(name: str) -> str:
+    """Return `name` where it is one that some machine may have. Raises InputError."""
+    import torch
+
+    if name == "auto":
+        return name
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: only cpu and cuda devices are supported")
+    return name
+
+
 @dataclass(frozen=True)
 class NetworkSpec:
     """All that is needed to build a Restorer in another process; small and picklable."""
@@ -105,6 +115,7 @@ class NetworkSpec:
     """Path of the weights file, or the name of an embedded model."""
     sha256: str
     device: str
+    """ "auto" is resolved where the restorer is built, so that workers may have different devices."""
     precision: Precision
     batch_size: int
     halo_px: int
@@ -116,7 +127,8 @@ class NetworkSpec:
         loaded = load_weights(self.weights)
         if loaded.sha256 != self.sha256:
             raise InputError(f"{self.weights}: the weights changed since the run was planned; start it again")
-        return Restorer(build_network(loaded), self.halo_px, self.device, self.precision, self.batch_size)
+        device = resolve_device(self.device)
+        return Restorer(build_network(loaded), self.halo_px, device, self.precision, self.batch_size)
 
 
 class Restorer:

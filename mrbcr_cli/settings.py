@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mrbcr_cli.configuration import load_configuration
+from mrbcr_cli.cluster_settings import ClusterSettings
+from mrbcr_cli.configuration import load_configuration, read_yaml
 from mrbcr_cli.errors import InputError
 
 MethodName = Literal["network", "richardson-lucy", "wiener", "blind"]
@@ -24,10 +25,8 @@ DTYPES = (
 )
 
 
-class DeconvolveSettings(BaseModel):
+class DeconvolveSettings(ClusterSettings):
     """All options of `mrbcr deconvolve` except inputs and output."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: tuple[str, ...] = ("widefield",)
     method: MethodName = "network"
@@ -63,7 +62,6 @@ class DeconvolveSettings(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     overwrite: bool = False
     resume: bool = True
@@ -147,8 +145,18 @@ def parse_selection(text: str, name: str) -> list[slice | int]:
 
 
 def load_settings(path: Path | None, overrides: dict[str, Any]) -> DeconvolveSettings:
-    """Read a YAML file (if any), lay the given options over it and check the whole.
+    """Read a YAML file (if any), lay that of --cluster-config over it, then the given options, and check the whole.
 
     Raises InputError in one line: what is wrong and with which option.
     """
-    return load_configuration(DeconvolveSettings, path, overrides, "mrbcr deconvolve")
+    given = dict(overrides)
+    cluster = given.pop("cluster_config", None)
+    if cluster is not None:
+        of_cluster = read_yaml(Path(cluster))
+        strange = sorted(of_cluster.keys() - ClusterSettings.model_fields.keys())
+        if strange:
+            raise InputError(
+                f"{cluster}: unknown option {strange[0]!r}; known are {', '.join(sorted(ClusterSettings.model_fields))}"
+            )
+        given = {**of_cluster, **given}
+    return load_configuration(DeconvolveSettings, path, given, "mrbcr deconvolve")

@@ -1,8 +1,7 @@
-"""The engine: one function that does a block wherever it runs, and one loop that keeps a bounded number under way.
+"""The engine: one function that does a block, wherever it runs; `drive` sees to it that all are done.
 
-Invariant: `run_block` depends on the job and the block number alone, writes only the shards the block owns, and returns
-after they are on disk; so blocks may run in any order, anywhere, and again. Memory is bounded by the window, not by the
-size of the image.
+Invariant: `run_block` depends on the job and the block number alone, writes only the shards the block owns, each by one
+rename, and returns after they are on disk; so blocks may run in any order, anywhere, again, and twice at once.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -33,8 +31,6 @@ NanPolicy = Literal["refuse", "zero", "keep"]
 _METHODS_KEPT = 8
 _LARGEST = float(np.finfo(np.float32).max) / 16
 """float64 input beyond this is clipped to it, so that the method's arithmetic stays finite."""
-GIVE_UP_AFTER = 16
-"""Failures in a row, with no block done between them, after which a run stops trying."""
 
 
 class MethodSpec(Protocol):
@@ -63,16 +59,30 @@ class Job:
     dtype: str
     nan_policy: NanPolicy
     torch_threads: int
+    guard: str | None = None
+    """A file that is there for as long as somebody wants these blocks; None where nothing outlives the run.
+
+    A worker on another machine may finish a block after its run was killed and another one begun in the same place.
+    """
 
 
-class NonFiniteError(InputError):
+class AbandonedError(RuntimeError):
+    """The run that wanted the block is over; it was not written."""
+
+
+class RefusedError(InputError):
+    """The run as a whole cannot be done as it was asked for; where no block was done yet, nothing is kept."""
+
+
+class NonFiniteError(RefusedError):
     """A block holds NaN or infinity and the policy is to refuse."""
 
 
 def run_block(job: Job, number: int) -> BlockRecord:
     """Read, deconvolve and write block `number`; return its record once the pixels are on disk.
 
-    Raises InputError (NonFiniteError) for input that is refused, OSError for a disk that is full or gone.
+    Raises InputError (NonFiniteError) for input that is refused, OSError for a disk that is full or gone,
+    AbandonedError where nobody wants the block any more.
     """
     import torch
 
@@ -92,6 +102,8 @@ def run_block(job: Job, number: int) -> BlockRecord:
     if bad is not None and job.nan_policy == "keep":
         kept[bad[block.crop]] = raw[block.crop][bad[block.crop]]
     compute_done = time.perf_counter()
+    if job.guard is not None and not Path(job.guard).exists():
+        raise AbandonedError(f"block {number}: the run that wanted it is over")
     checksum = _workplace.store(job).write(block.core, kept)
     return BlockRecord(
         block=number,
@@ -186,8 +198,6 @@ class _Workplace:
             return self._readers[key]
 
     def store(self, job: Job) -> Any:
-        from pathlib import Path
-
         from mrbcr_cli.images.omezarr_write import open_level0
 
         key = (job.run, job.store)
@@ -204,10 +214,12 @@ class _Workplace:
                 self._methods[spec] = spec.build()
             return self._methods[spec]
 
-    def close(self) -> None:
+    def close(self, run: str | None) -> None:
         with self._opening:
-            readers, self._readers, self._stores = self._readers, {}, {}
-        for reader in readers.values():
+            gone = {key: reader for key, reader in self._readers.items() if run in (None, key[0])}
+            self._readers = {key: reader for key, reader in self._readers.items() if key not in gone}
+            self._stores = {key: store for key, store in self._stores.items() if run not in (None, key[0])}
+        for reader in gone.values():
             reader.close()
 
 
@@ -219,83 +231,24 @@ def method_for(spec: MethodSpec) -> Method:
     return _workplace.method(spec)
 
 
-def forget_run() -> None:
-    """Close what the last run left open in this process; call it when no block is under way. Methods stay warm."""
-    _workplace.close()
+def forget_run(run: str | None = None) -> None:
+    """Close what a run (None: every run) left open in this process, when none of its blocks is under way.
 
-
-@dataclass
-class DriveResult:
-    """How a drive ended."""
-
-    failed: dict[int, str] = field(default_factory=dict)
-    interrupted: bool = False
-    """It was asked to stop and blocks are left."""
-    fatal: BaseException | None = None
-    """Why it stopped before its end (a full disk, refused input, nothing but failures)."""
-
-
-def drive(
-    client: Any,
-    job: Job,
-    remaining: Iterator[int],
-    window: int,
-    on_done: Callable[[BlockRecord], None],
-    stop: threading.Event,
-) -> DriveResult:
-    """Run the blocks of `remaining` on a dask client, at most `window` under way, each failure tried once more.
-
-    `on_done` is called in this thread for each record (it writes the ledger; its OSError ends the run). When `stop` is
-    set no new block is begun, and those under way are waited for.
+    Methods stay warm.
     """
-    from distributed import as_completed
-
-    result = DriveResult()
-    numbers: dict[str, int] = {}
-    tried: set[int] = set()
-    failures_in_a_row = 0
-    # Once to the workers, not with every task: a job may hold a PSF of megabytes.
-    shared_job = client.scatter(job, hash=False, broadcast=True)
-
-    def submit(number: int) -> Any:
-        key = f"{job.run[:12]}-{number}-{int(number in tried)}"
-        numbers[key] = number
-        return client.submit(run_block, shared_job, number, pure=False, key=key)
-
-    running = as_completed([submit(n) for n in islice(remaining, window)])
-    for future in running:
-        number = numbers.pop(future.key)
-        error = _outcome(future, on_done)
-        future.release()
-        failures_in_a_row = 0 if error is None else failures_in_a_row + 1
-        again = error is not None and number not in tried and may_pass(error)
-        if error is not None:
-            if is_fatal(error) or failures_in_a_row >= GIVE_UP_AFTER:
-                result.fatal = result.fatal or error
-            if not again:
-                result.failed[number] = describe(error)
-        if result.fatal is not None:
-            continue
-        if stop.is_set():
-            result.interrupted = result.interrupted or again or next(remaining, None) is not None
-        elif again:
-            tried.add(number)
-            running.add(submit(number))
-        elif (following := next(remaining, None)) is not None:
-            running.add(submit(following))
-    return result
+    _workplace.close(run)
 
 
-def _outcome(future: Any, on_done: Callable[[BlockRecord], None]) -> BaseException | None:
-    """Hand a finished block on, or return why it is not finished."""
-    if future.status == "finished":
-        try:
-            on_done(future.result())
-        except OSError as problem:
-            return problem
-        return None
-    error: BaseException | None = future.exception() if future.status == "error" else None
-    return error or RuntimeError(f"the block was {future.status}")
+def try_out(job: Job) -> None:
+    """Do all of a block but its pixels: open the input and read one of it, open the output, build the methods.
+
+    Raises what `run_block` would.
+    """
+    first = job.grid.block(0).read
+    _workplace.reader(job).read(tuple(slice(part.start, part.start + 1) for part in first))
+    _workplace.store(job)
+    for spec in dict.fromkeys(job.methods):
+        method_for(spec)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -306,7 +259,7 @@ def may_pass(error: BaseException) -> bool:
 def is_fatal(error: BaseException) -> bool:
     """Tell whether no other block can fare better: the disk is full or read-only, or the input is refused."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-    return isinstance(error, NonFiniteError) or (isinstance(error, OSError) and error.errno in full)
+    return isinstance(error, RefusedError) or (isinstance(error, OSError) and error.errno in full)
 
 
 def describe(error: BaseException) -> str:

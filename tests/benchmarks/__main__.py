@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import domain, explicit, memory, networks, pairs, psf, simulate_stack, startup, streaming
+from tests.benchmarks import domain, explicit, memory, networks, pairs, psf, scaling, simulate_stack, startup, streaming
 
 BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "startup": startup.measure,
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "pairs": pairs.measure,
     "stack": simulate_stack.measure,
     "domain": domain.measure,
+    "scaling": scaling.measure,
 }
 
 
