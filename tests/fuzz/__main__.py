@@ -45,7 +45,9 @@ def main() -> int:
                 with given.log.open("a") as log:
                     print(json.dumps(result), file=log)
             if result["faults"] or given.cases:
-                print(f"{result['case']}: {result['code']} {'; '.join(result['faults'])} | {result['said']}", flush=True)
+                print(
+                    f"{result['case']}: {result['code']} {'; '.join(result['faults'])} | {result['said']}", flush=True
+                )
     return summarise([results[case] for case in wanted])
 
 

@@ -50,7 +50,7 @@ def _image_command(name: str, rng: random.Random) -> tuple[Arguments, bool]:
     if draw < 0.55:
         return ["info", f"{{in}}/{name}", *extra, *rng.choice(([], ["--json"]))], False
     run = ["deconvolve", f"{{in}}/{name}", "-o", "{out}/o.ome.zarr", "-m", "{in}/w.safetensors", "--device", "cpu"]
-    if draw < 0.96:
+    if draw < 0.98:
         return [*run, "--dry-run", *extra], False
     return [*run, "-q", "--workers", "1", *extra], True
 
@@ -201,7 +201,18 @@ def _psf_case(rng: random.Random) -> Case:
         data = pickle.dumps(_Touch(), protocol=rng.randrange(6))
     else:
         data = mutate.data(data, rng)
-    run = ["deconvolve", "{in}/image.tif", "-o", "{out}/o.ome.zarr", "--device", "cpu", "--method", "wiener"]
+    run = [
+        "deconvolve",
+        "{in}/image.tif",
+        "-o",
+        "{out}/o.ome.zarr",
+        "--device",
+        "cpu",
+        "--method",
+        "wiener",
+        "--balance",
+        "0.01",
+    ]
     return Case({name: data} | corpus.plain_image(), [*run, "--psf", f"{{in}}/{name}", "--dry-run"])
 
 

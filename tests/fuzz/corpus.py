@@ -26,7 +26,7 @@ CONFIGURATIONS = {
 tile_size: 64
 tile-overlap: 16
 channels: 0
-z: [0, 1]
+z: 0:1
 t: 0
 range: [100, 2000]
 percentiles: [0.1, 99.9]
@@ -226,4 +226,4 @@ def psfs() -> dict[str, Files]:
 
 def plain_image() -> Files:
     """An image that is never mutated, for cases whose subject is another file."""
-    return {"image.tif": _tiff(spots((32, 48)), photometric="minisblack")}
+    return {"image.tif": _tiff(spots((2, 64, 64)), photometric="minisblack", metadata={"axes": "ZYX"})}

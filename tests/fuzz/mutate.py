@@ -69,7 +69,9 @@ def _change(parent: Any, key: Any, places: list[tuple[Any, Any]], rng: random.Ra
     if how == "value":
         parent[key] = value(rng)
     elif how == "nudge" and type(parent[key]) in (int, float):
-        parent[key] = rng.choice((-parent[key], parent[key] * 1000003, parent[key] + 1, parent[key] / 7, str(parent[key])))
+        parent[key] = rng.choice(
+            (-parent[key], parent[key] * 1000003, parent[key] + 1, parent[key] / 7, str(parent[key]))
+        )
     elif how == "nudge" and isinstance(parent[key], str):
         parent[key] = text(parent[key], rng)
     elif how == "remove":

@@ -7,7 +7,9 @@ Invariant: one JSON line on stdout for each line `kind number` on stdin, nothing
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
+import functools
 import io
 import json
 import os
@@ -19,13 +21,24 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import typer
+
 PEAK_BYTES = 2 * 10**9
 ADDRESS_BYTES = 3 * 2**30
 """Address space a case may add: more is refused by the kernel, and the refusal is a failure of the case."""
 ALARM_S = 9
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
-_RUNS = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn", "code.__new__"}
+_RUNS = {
+    "os.system",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "pty.spawn",
+    "code.__new__",
+}
 _UNPICKLED = ("mrbcr_cli", "numpy", "distributed", "dask", "tlz", "toolz", "functools", "collections", "_operator")
 
 
@@ -78,6 +91,7 @@ def main(base: Path) -> None:
     os.environ["TMPDIR"] = str(temporary)
     os.chdir(temporary)
     watch = Watch()
+    typer.main.get_command = functools.cache(typer.main.get_command)  # building the parser takes longer than most cases
     _warm_up(base)
     limit = _status_bytes("VmSize") + ADDRESS_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -127,16 +141,14 @@ def run_case(kind: str, number: int, folder: Path, watch: Watch) -> dict[str, An
     arguments = cases.place(case, folder)
     (folder / "out").mkdir()
     top = str(Path(__file__).resolve().parents[2])
-    watch.writable = (
-        (f"{folder}/out", str(folder.parent / "tmp"), "/dev/null") if case.writes else ("/dev/null",)
-    )
+    watch.writable = (f"{folder}/out", str(folder.parent / "tmp"), "/dev/null") if case.writes else ("/dev/null",)
     watch.readable = (
         str(folder), str(folder.parent / "tmp"), top, sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev", "/usr/lib",
         "/usr/share/zoneinfo", "/etc/mime.types", "/etc/ld.so", "/lib",
     )  # fmt: skip
     watch.faults = []
-    Path("/proc/self/clear_refs").write_text("5")
-    out, err = io.StringIO(), io.StringIO()
+    _give_back_memory()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     wall, cpu = time.monotonic(), time.process_time()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -145,7 +157,7 @@ def run_case(kind: str, number: int, folder: Path, watch: Watch) -> dict[str, An
             code = _run(arguments)
         finally:
             watch.active = False
-    said = err.getvalue()
+    said, printed = (_text(stream) for stream in (err, out))
     result = {
         "case": f"{kind}:{number}",
         "code": code,
@@ -154,13 +166,24 @@ def run_case(kind: str, number: int, folder: Path, watch: Watch) -> dict[str, An
         "peak_bytes": _status_bytes("VmHWM"),
         "said": said[-600:],
     }
-    faults = [*dict.fromkeys(watch.faults), *wrong_with(code, said, out.getvalue())]
+    faults = [*dict.fromkeys(watch.faults), *wrong_with(code, said, printed)]
     if result["peak_bytes"] > PEAK_BYTES:
         faults.append("more than 2 GB of memory")
     if not case.writes and any((folder / "out").iterdir()):
         faults.append("wrote an output")
     shutil.rmtree(folder, ignore_errors=True)
     return result | {"faults": faults}
+
+
+def _give_back_memory() -> None:
+    """Return what earlier cases freed, and start the peak anew, so that it is this case's own."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def wrong_with(code: int, said: str, printed: str) -> list[str]:
@@ -178,7 +201,7 @@ def wrong_with(code: int, said: str, printed: str) -> list[str]:
         faults.append(f"{len(errors)} errors in {len(lines)} lines")
     if code == 0 and any("Warning: " in line for line in lines):
         faults.append("a warning of Python")
-    if any(ord(char) < 32 and char != "\n" or ord(char) == 127 for char in said + printed):
+    if any((ord(char) < 32 and char != "\n") or ord(char) == 127 for char in said + printed):
         faults.append("control characters")
     return faults
 
