@@ -71,7 +71,7 @@ def _load(text: str, path: Path) -> Any:
 
 
 def _nodes_in(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values in a tree of nodes, each alias counted as all that it stands for; one within itself is endless."""
+    """Number of values in a tree of nodes, an alias counted as all that it stands for; within itself it is endless."""
     if id(node) not in known:
         known[id(node)] = MAX_NODES + 1  # until it is known: met again on the way down, it holds itself
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []

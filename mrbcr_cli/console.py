@@ -154,7 +154,7 @@ class _Bar(Progress):
 
 
 def plain(text: str) -> str:
-    """Text on one line that cannot steer a terminal: what does not print (controls, line ends, lone surrogates) escaped.
+    """Text on one line that cannot steer a terminal: what does not print (controls, line ends, surrogates) is escaped.
 
     File names and metadata are anybody's: one may hold a line end, an escape sequence or a change of direction.
     """

@@ -6,6 +6,7 @@ so a TIFF and a Zarr of the same pixels get the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,8 +126,9 @@ def _all_planes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slic
 def _pieces(shape_tzyx: tuple[int, int, int, int]) -> Iterator[tuple[slice, slice, slice, slice]]:
     """All planes in pieces that fit memory, or where they are more than SEARCHED_PIXELS as many, evenly spread."""
     frames, planes, height, width = shape_tzyx
-    columns = min(width, EXACT_PIXELS)
-    rows = min(height, max(1, EXACT_PIXELS // columns))
+    # Square where a plane is larger than a piece, so that a chunk of the file meets few of them.
+    rows = height if height * width <= EXACT_PIXELS else min(height, math.isqrt(EXACT_PIXELS))
+    columns = min(width, max(1, EXACT_PIXELS // rows))
     down, across = -(-height // rows), -(-width // columns)
     count = frames * planes * down * across
     most = min(max(1, SEARCHED_PIXELS // (rows * columns)), SEARCHED_PIECES)

@@ -161,8 +161,8 @@ def _describe(
     layout = layout_of(keyframe)
     if layout.compressed and layout.segment_nbytes > MAX_SEGMENT_BYTES:
         raise InputError(
-            f"{path}: its compressed pieces are of {layout.segment_nbytes >> 20} MiB each, which must be decoded whole; "
-            "if that is right, convert it with bioformats2raw, which makes tiles"
+            f"{path}: its compressed pieces are of {layout.segment_nbytes >> 20} MiB each, which must be decoded "
+            "whole; if that is right, convert it with bioformats2raw, which makes tiles"
         )
     plane, plane_count, planes = _planes(series, layout, path, kinds)
     notes = list(_check_extent(planes))

@@ -10,7 +10,7 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ HANG_S = 10.0
 """CPU seconds a case may take."""
 WALL_S = 300.0
 """Seconds by the clock: many more, since the machine may be busy with other work."""
+COMMAND = (sys.executable, "-m", "tests.fuzz.worker")
 LIVES = 1500
 """Cases a worker runs before it is replaced, so that a slow leak is seen but does not add up."""
 
@@ -25,20 +26,22 @@ LIVES = 1500
 class Worker:
     """A worker process and what it last did."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, command: Sequence[str] = COMMAND, hang_s: float = HANG_S) -> None:
+        self._hang_s = hang_s
         base.mkdir(parents=True, exist_ok=True)
         self.log = base / "worker.log"
         self.log.write_text("")
         self.cases = 0
+        self._open = True
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.worker", str(base)],
+            [*command, str(base)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=Path(__file__).parents[2], text=True,
         )  # fmt: skip
         self._selector = selectors.DefaultSelector()
         assert self._process.stdout is not None
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
-        if self._answer(300.0, 300.0) is None:
+        if self._answer(600.0, 3600.0) is None:
             raise RuntimeError(f"the worker does not start; see {self.log}")
 
     def run(self, case: str) -> dict[str, Any]:
@@ -48,11 +51,11 @@ class Worker:
         self.log.write_text("")
         self._process.stdin.write(case.replace(":", " ") + "\n")
         self._process.stdin.flush()
-        result = self._answer(HANG_S, WALL_S)
+        result = self._answer(self._hang_s, WALL_S)
         if result is not None:
             return result
-        code = self._process.poll()
-        what = f"the process died ({code})" if code is not None else f"more than {HANG_S:g} s"
+        code = self._exit_code()
+        what = f"the process died ({code})" if code is not None else f"more than {self._hang_s:g} s"
         self.close()
         return {"case": case, "code": None, "faults": [what], "said": self.log.read_text()[-3000:]}
 
@@ -62,9 +65,17 @@ class Worker:
             if self._selector.select(0.5):
                 assert self._process.stdout is not None
                 line = self._process.stdout.readline()
+                self._open = bool(line)
                 return json.loads(line) if line else None
             waited += 0.5
         return None
+
+    def _exit_code(self) -> int | None:
+        """How it ended, waited for where its end of the pipe is closed already; None where it still runs."""
+        try:
+            return self._process.wait(0 if self._open else 5)
+        except subprocess.TimeoutExpired:
+            return None
 
     def _cpu_s(self) -> float:
         try:

@@ -17,8 +17,9 @@ NUMBERS: tuple[Any, ...] = (
 )
 TEXTS = (
     *("", " ", "0", "..", "../../etc/passwd", "/etc/passwd", "\\\\host\\share", "C:\\x", "a\0b", "a\nb", "\x1b[31mred"),
-    *("x" * 5000, "µ", "\ud83d", "\u202e", "-1", "1e999", "NaN", "None", "true", "[]", "{}", "%s%n", "${HOME}", "file:///etc/passwd"),
-    *("http://127.0.0.1:9/x", "__class__", "zstd", "gzip", "blosc", "bytes", "sharding_indexed", "<u2", "|O", "object", "uint16", "r16"),
+    *("x" * 5000, "µ", "\ud83d", "\u202e", "-1", "1e999", "NaN", "None", "true", "[]", "{}", "%s%n", "${HOME}"),
+    *("file:///etc/passwd", "http://127.0.0.1:9/x", "__class__", "zstd", "gzip", "blosc", "bytes"),
+    *("sharding_indexed", "<u2", "|O", "object", "uint16", "r16"),
 )  # fmt: skip
 LITERALS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": None}, [0] * 70, ["y", "x"])
 
