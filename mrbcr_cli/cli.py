@@ -357,6 +357,8 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 
 def main(argv: list[str] | None = None) -> None:
     """Run the tool and exit with its code; the entry point of `mrbcr`."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is no UTF-8 is printed byte for byte
     sys.exit(run(argv))
 
 

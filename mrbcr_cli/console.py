@@ -39,15 +39,15 @@ class Reporter:
     def info(self, text: str) -> None:
         """A line for people, on stderr; dropped by --quiet."""
         if not self.quiet:
-            print(text, file=self._err, flush=True)
+            print(plain(text), file=self._err, flush=True)
 
     def warn(self, text: str) -> None:
         """A line that is never dropped, on stderr."""
-        print(f"warning: {text}", file=self._err, flush=True)
+        print(f"warning: {plain(text)}", file=self._err, flush=True)
 
     def error(self, text: str) -> None:
         """Why the run failed, on stderr."""
-        print(f"error: {text}", file=self._err, flush=True)
+        print(f"error: {plain(text)}", file=self._err, flush=True)
 
     def event(self, kind: str, **values: Any) -> None:
         """One JSON object on a line of stdout, with --json only."""
@@ -151,6 +151,14 @@ class _Bar(Progress):
 
     def __exit__(self, *_: object) -> None:
         self._rich.stop()
+
+
+def plain(text: str) -> str:
+    """Text on one line that cannot steer a terminal: what does not print (controls, line ends, surrogates) is escaped.
+
+    File names and metadata are anybody's: one may hold a line end, an escape sequence or a change of direction.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def clock_text(seconds: float) -> str:

@@ -9,7 +9,7 @@ import json
 import time
 from typing import Any
 
-from mrbcr_cli.console import bytes_text, clock_text
+from mrbcr_cli.console import bytes_text, clock_text, plain
 from mrbcr_cli.images import find_source, open_source
 from mrbcr_cli.images.base import ImageInfo
 from mrbcr_cli.plan import Plan, make_plan
@@ -88,7 +88,7 @@ def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     size = "  ".join(f"{axis} {n}" for axis, n in zip(facts["axes"], facts["shape"], strict=True))
-    print(facts["file"])
+    print(plain(facts["file"]))
     rows = {
         "format": facts["format"],
         "size": f"{size}  {facts['dtype']}  {bytes_text(facts['bytes'])}",
@@ -112,7 +112,7 @@ def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
             "time": f"about {clock_text(p['expected_seconds'])} at {p['megapixels_per_s']} Mpixel/s (probed now)",
         }
     for key, value in rows.items():
-        print(f"  {key:13} {value}")
+        print(f"  {key:13} {plain(str(value))}")
 
 
 def _domain_rows(plan: dict[str, Any]) -> dict[str, str]:
@@ -132,7 +132,7 @@ def print_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json or not rows:
         print(json.dumps(rows))
         return
-    cells = [[str(key) for key in rows[0]], *([str(v) for v in row.values()] for row in rows)]
+    cells = [[str(key) for key in rows[0]], *([plain(str(v)) for v in row.values()] for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     for row in cells:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -148,4 +148,4 @@ def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     }
     width = max(len(key) for key in flat)
     for key, value in flat.items():
-        print(f"{key:{width}}  {json.dumps(value) if isinstance(value, dict | list) else value}")
+        print(f"{plain(key):{width}}  {json.dumps(value) if isinstance(value, dict | list) else plain(str(value))}")

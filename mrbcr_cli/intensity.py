@@ -6,7 +6,8 @@ so a TIFF and a Zarr of the same pixels get the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ PERCENTILES = (0.1, 99.9)
 """Of a channel: what a network sees as 0 and 1, and what is shown as black and white."""
 EXACT_PIXELS = 1 << 24
 """Channels of at most this many pixels are measured whole."""
+SEARCHED_PIXELS = 1 << 29
+"""Of a channel whose sample shows no contrast, at most this many more are looked at (a few seconds of reading)."""
+SEARCHED_PIECES = 1 << 14
 SAMPLE_BOXES = 256
 SAMPLE_BOX_PX = 128
 SEED = 20240901
@@ -93,7 +97,7 @@ def survey_channel(
     if not low < high:
         # A few bright objects on nothing: the sample may have missed them all, so everything is looked at.
         low, high = float(pixels.min()), float(pixels.max())
-        for region in () if exact else _all_planes(shape_tzyx):
+        for region in () if exact else _pieces(shape_tzyx):
             plane = read_tzyx(region)
             finite = plane[np.isfinite(plane)] if plane.dtype.kind == "f" else plane
             if finite.size:
@@ -119,6 +123,28 @@ def _all_planes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slic
         for t in range(frames)
         for z in range(planes)
     ]
+
+
+def _pieces(shape_tzyx: tuple[int, int, int, int]) -> Iterator[tuple[slice, slice, slice, slice]]:
+    """All planes in pieces that fit memory, or where they are more than SEARCHED_PIXELS as many, evenly spread."""
+    frames, planes, height, width = shape_tzyx
+    # Square where a plane is larger than a piece, so that a chunk of the file meets few of them.
+    rows = height if height * width <= EXACT_PIXELS else min(height, math.isqrt(EXACT_PIXELS))
+    columns = min(width, max(1, EXACT_PIXELS // rows))
+    down, across = -(-height // rows), -(-width // columns)
+    count = frames * planes * down * across
+    most = min(max(1, SEARCHED_PIXELS // (rows * columns)), SEARCHED_PIECES)
+    for k in range(min(count, most)):
+        index = k if count <= most else k * (count - 1) // max(1, most - 1)
+        index, column = divmod(index, across)
+        index, row = divmod(index, down)
+        t, z = divmod(index, planes)
+        yield (
+            slice(t, t + 1),
+            slice(z, z + 1),
+            slice(row * rows, min((row + 1) * rows, height)),
+            slice(column * columns, min((column + 1) * columns, width)),
+        )
 
 
 def _boxes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slice, slice, slice]]:

@@ -15,9 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.numpy_files import read_numpy
 from mrbcr_cli.psf_grid import Plane, Psf, Scale, prepare_psf
 
 __all__ = ["Psf", "StoredPsf", "load_psf", "read_stored_psf"]
+
+
+MAX_PSF_BYTES = 2**29
+"""Of a PSF; one of 256 planes of 512 px in double precision is as large."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +81,10 @@ def read_stored_psf(path: Path, *, axes: str | None = None) -> StoredPsf:
 
 
 def _read_numpy(path: Path) -> StoredPsf:
-    try:
-        with path.open("rb") as file:  # opened here, so that it is closed when numpy gives up on it
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return StoredPsf(loaded)
-            arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read as a numpy file ({error}); save the PSF with numpy.save") from error
-    except Exception as error:  # zipfile.BadZipFile and zlib.error have no common parent below Exception
-        if type(error).__module__ not in ("zipfile", "zlib"):
-            raise
-        raise InputError(f"{path}: is damaged ({error}); save the PSF again") from error
+    loaded = read_numpy(path, max_bytes=MAX_PSF_BYTES)
+    if isinstance(loaded, np.ndarray):
+        return StoredPsf(loaded)
+    arrays = dict(loaded)
     scale = _numpy_scale(path, arrays.pop("scale_zyx_um", None))
     if "psf" in arrays:
         return StoredPsf(arrays["psf"], scale)
@@ -121,6 +118,8 @@ def _read_tiff(path: Path, axes: str | None) -> StoredPsf:
                     f"{path}: a PSF must be one channel at one time point, this file has {info.size(axis)} {what} "
                     f"(axes {info.axes}); save the one you mean, or give its axes"
                 )
+        if info.nbytes > MAX_PSF_BYTES:
+            raise InputError(f"{path}: a PSF of {info.nbytes >> 20} MiB is larger than any; give the PSF, not an image")
         values = reader.read(tuple(slice(0, size) for size in info.shape))
         kept = tuple(0 if axis in "TC" else slice(None) for axis in info.axes)
         z, y, x = (info.scale_um(axis) for axis in "ZYX")

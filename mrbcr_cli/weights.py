@@ -319,8 +319,11 @@ def build_network(loaded: LoadedWeights) -> Published | Mrbcr:
     Raises InputError for settings that the network does not take, keys that are missing, unexpected or misshapen, and
     weights that are not finite.
     """
-    network = _empty_network(loaded.card, loaded.path)
-    expected, state = network.state_dict(), loaded.state_dict
+    import torch
+
+    with torch.device("meta"):  # shapes without memory: a card may ask for gigabytes that its file does not hold
+        expected = _empty_network(loaded.card, loaded.path).state_dict()
+    state = loaded.state_dict
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
         words = [f"{what} {_some(keys)}" for what, keys in (("lacks", missing), ("has also", unexpected)) if keys]
@@ -335,6 +338,7 @@ def build_network(loaded: LoadedWeights) -> Published | Mrbcr:
                 f"the {loaded.card.architecture!r} network needs {tuple(tensor.shape)}"
             )
     _check_finite(state, loaded.path)
+    network = _empty_network(loaded.card, loaded.path)
     network.load_state_dict(dict(state), strict=True)
     return network.eval()
 

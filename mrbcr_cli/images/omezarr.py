@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import omezarr_meta as meta
 from mrbcr_cli.images.base import CANONICAL_AXES, ImageInfo, Region
+from mrbcr_cli.images.omezarr_guard import guarded_store, regular_size, set_limits
 from mrbcr_cli.images.omezarr_meta import is_zarr
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import Store
 
 __all__ = ["OmeZarrReader", "configure_zarr", "is_zarr", "open_omezarr", "open_zarr_array"]
 
@@ -77,7 +77,7 @@ def open_omezarr(path: str | Path, *, series: int | None = None, axes: str | Non
         notes.append(f"the store holds {len(images)} images; reading image 0 (choose with --series)")
 
     source = _locate(root, images[index])
-    array = open_zarr_array(source.array.path, source.array.zarr_format)
+    array = open_zarr_array(source.array.path, source.array.zarr_format, root)
     dtype = _checked_dtype(array, source.array.path)
     stored, axis_notes = _axes(source, array.ndim, axes)
     notes += axis_notes
@@ -103,7 +103,7 @@ def open_omezarr(path: str | Path, *, series: int | None = None, axes: str | Non
         series_count=len(images),
         notes=(*notes, *sizes.notes, *channel_notes, *xml_notes),
     )
-    return OmeZarrReader(info, source, array, order)
+    return OmeZarrReader(info, root, source, array, order)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,11 @@ class _Source:
 class OmeZarrReader:
     """An open image (`ImageReader` of images/base.py). Threads may share it; processes open their own."""
 
-    def __init__(self, info: ImageInfo, source: _Source, array: zarr.Array[Any], order: tuple[int, ...]) -> None:
+    def __init__(
+        self, info: ImageInfo, root: Path, source: _Source, array: zarr.Array[Any], order: tuple[int, ...]
+    ) -> None:
         self._info = info
+        self._root = root.resolve()
         self._source = source
         self._array = array
         self._order = order
@@ -160,7 +163,7 @@ class OmeZarrReader:
         _update(digest, self._info.stored_axes.encode())
         present: list[tuple[Path, int]] = []
         for file in _chunk_files(self._array, self._source.array.path, _SIZES):
-            size = _size(file)
+            size = _size(file, self._root)
             _update(digest, b"absent" if size is None else str(size).encode())
             if size is not None:
                 present.append((file, size))
@@ -187,13 +190,21 @@ def check_region(region: Region, shape: tuple[int, ...]) -> None:
         raise ValueError(f"region {region} does not lie inside an image of shape {shape}")
 
 
-def open_zarr_array(folder: Path, zarr_format: int) -> zarr.Array[Any]:
-    """Open the array at `folder` for reading. Raises InputError naming it where zarr cannot (say, an unknown codec)."""
+def open_zarr_array(folder: Path, zarr_format: int, root: Path | None = None) -> zarr.Array[Any]:
+    """Open the array at `folder`, in the store at `root` (default: the folder is the store), for reading.
+
+    Raises InputError naming it where zarr cannot (say, an unknown codec) or its chunks would not fit memory.
+    """
     configure_zarr()
     import zarr
 
+    store: Any = guarded_store(folder, root or folder)
     try:
-        return zarr.open_array(_checked_store(folder), mode="r", zarr_format=2 if zarr_format == 2 else 3)
+        array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
+        set_limits(store, array, folder)
+        return array
+    except InputError:
+        raise
     except Exception as exc:  # a damaged or exotic document can make zarr raise nearly anything
         raise InputError(f"{folder}: zarr cannot open this array ({_reason(exc)})") from exc
 
@@ -208,26 +219,6 @@ def read_pixels(array: zarr.Array[Any], selection: Region, where: Path) -> NDArr
         region = ", ".join(f"{part.start}:{part.stop}" for part in selection)
         message = f"{where}: a chunk within [{region}] is damaged or unreadable ({_reason(exc)}); restore the file"
         raise InputError(message) from exc
-
-
-def _checked_store(folder: Path) -> Store:
-    """A read-only store that refuses short files: zarr takes a chunk cut to nothing inside a shard for absent."""
-    from zarr.abc.store import ByteRequest, RangeByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
-    from zarr.storage import LocalStore, WrapperStore
-
-    class CheckedStore(WrapperStore[LocalStore]):
-        async def get(
-            self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-        ) -> Buffer | None:
-            found = await self._store.get(key, prototype, byte_range)
-            if found is not None:
-                wanted = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
-                if len(found) < wanted:
-                    raise ValueError(f"file {key} is cut short")
-            return found
-
-    return CheckedStore(LocalStore(folder, read_only=True))
 
 
 def _root(path: str | Path) -> Path:
@@ -314,11 +305,13 @@ def _evenly(count: int, most: int) -> Iterator[int]:
     return (i * (count - 1) // (most - 1) for i in range(most))
 
 
-def _size(file: Path) -> int | None:
+def _size(file: Path, root: Path) -> int | None:
     try:
-        return file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        if not file.resolve().is_relative_to(root):
+            raise InputError(f"{file}: is a link that leaves the store; copy the data into the store (cp -rL)")
+        return regular_size(file)
+    except (RuntimeError, ValueError) as exc:  # a loop of links; a pipe
+        raise InputError(f"{file}: cannot be read ({exc})") from exc
     except OSError as exc:
         raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
 

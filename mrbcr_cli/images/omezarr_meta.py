@@ -24,6 +24,7 @@ UNFINISHED = "mrbcr-unfinished"
 
 _NODE_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _CHILDREN_LOOKED_AT = 1000
+MAX_DOCUMENT_BYTES = 128 * 2**20
 
 # Spellings seen in the wild, beside the UDUNITS-2 names that the specification asks for.
 _UNIT_ALIASES = {
@@ -364,11 +365,17 @@ def _dicts(parent: dict[str, Any], key: str, where: Path) -> list[dict[str, Any]
 
 def _read_bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        if not path.is_file():  # a pipe would wait, a device never end
+            return None
+        with path.open("rb") as stream:
+            document = stream.read(MAX_DOCUMENT_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as exc:
         raise InputError(f"{path}: cannot be read ({exc.strerror})") from exc
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise InputError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, which no metadata are; refused")
+    return document
 
 
 def _parse(path: Path, document: bytes) -> dict[str, Any]:

@@ -18,6 +18,10 @@ MAX_CHAIN = 1_000_000
 MAX_TAGS = 4096
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Size of a value of each TIFF field type; a type that is not listed has no size that could be checked."""
+INTEGERS = {1, 3, 4, 6, 8, 9, 13, 16, 17, 18}
+"""Field types that hold whole numbers."""
+LAYOUT_TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 330, 339, 32997, 32998}
+"""Tags that say where and how the pixels lie; each must hold whole numbers."""
 PRIVATE_TAGS = 32768
 """From here on tags belong to companies, some of which bend the rules; no pixel depends on them."""
 PageKinds = dict[int, tuple[int, ...]]
@@ -34,6 +38,8 @@ def check_chain(path: str) -> PageKinds:
         size = Path(path).stat().st_size
         if Path(path).is_dir():
             raise InputError(f"{path}: is a folder, not a TIFF file")
+        if not Path(path).is_file():
+            raise InputError(f"{path}: is not a regular file")
         with Path(path).open("rb") as handle:
             header = handle.read(16)
             if size == 0:
@@ -86,6 +92,11 @@ def _walk(handle: Any, path: str, size: int, order: str, *, big: bool) -> PageKi
         entries = np.frombuffer(data, entry, count=tags).tolist()
         for code, kind, count, value in entries:
             length = count * TYPE_BYTES.get(kind, 0)
+            if code in LAYOUT_TAGS and kind not in INTEGERS:
+                raise InputError(
+                    f"{path}: is damaged: tag {code} of page {len(seen) + 1} is of type {kind}, no whole number; "
+                    "export it again"
+                )
             if length > inline_bytes and value + length > size and code < PRIVATE_TAGS:
                 raise InputError(
                     f"{path}: is truncated: tag {code} of page {len(seen) + 1} ends at byte {value + length} but the "

@@ -22,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.images.tiff_picture import picture_size
 
 CACHE_BYTES = 256 * 2**20
+_SLACK_BYTES = 2**20
+"""What a segment may be longer than its pixels take: headers, tables, tiny tiles."""
 JPEG_CODES = {6, 7, 33007, 34892}
 # What tifffile and imagecodecs raise on damaged or unsupported data (imagecodecs' own errors are RuntimeErrors).
 DECODE_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, IndexError, ImportError, MemoryError, struct.error)
@@ -263,7 +266,12 @@ class PageReader:
         offset, count = plane.offsets[index], plane.bytecounts[index]
         if offset == 0 or count == 0:
             return None  # a segment that was never written: TIFF calls this sparse, its pixels are "no data"
+        if count > 2 * plane.layout.segment_nbytes + _SLACK_BYTES:
+            raise InputError(
+                f"{plane.path}: {plane.label} has a segment of {count} bytes, more than its pixels; damaged"
+            )
         data = self._files.read(plane.path, [(offset, count)])[0]
+        _check_picture(data, plane)
         kwargs: dict[str, Any] = {}
         if plane.jpegtables is not None or plane.layout.jpegheader is not None:
             kwargs = {"jpegtables": plane.jpegtables, "jpegheader": plane.layout.jpegheader}
@@ -276,6 +284,20 @@ class PageReader:
                 "the file is damaged or its compression is not supported"
             ) from exc
         return None if segment is None else np.asarray(segment)
+
+
+def _check_picture(data: bytes, plane: Plane) -> None:
+    """Refuse a JPEG, JPEG 2000 or PNG whose own header states more pixels than its segment: it would be decoded whole.
+
+    Other codecs are told how many bytes to make.
+    """
+    stated = picture_size(data)
+    _, length, width = plane.layout.segment
+    if stated is not None and stated[0] * stated[1] > 2 * max(length * width, _SLACK_BYTES):
+        raise InputError(
+            f"{plane.path}: {plane.label} has a segment that claims {stated[1]} x {stated[0]} pixels, "
+            f"where the file has {width} x {length}; the file is damaged"
+        )
 
 
 def _segments_meeting(layout: Layout, box: Box) -> Iterator[tuple[int, tuple[int, int, int, int, int]]]:

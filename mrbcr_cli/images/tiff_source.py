@@ -21,9 +21,13 @@ from mrbcr_cli.errors import InputError, MrbcrError
 from mrbcr_cli.images import tiff_meta
 from mrbcr_cli.images.axes import format_shape
 from mrbcr_cli.images.tiff_chain import PageKinds, check_chain
+from mrbcr_cli.images.tiff_claims import beside, check_claims
 from mrbcr_cli.images.tiff_pages import JPEG_CODES, Layout, Plane, layout_of
 
 PALETTE, COLOR_FILTER_ARRAY = 3, 32803
+MAX_COMPANION_BYTES = 256 * 2**20
+MAX_SEGMENT_BYTES = 2**30
+"""A compressed strip or tile is decoded whole, in memory."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,16 @@ def _load(path: str, wanted: int | None, kinds: PageKinds) -> Source:
     with TiffFile(path) as tif:
         ome_xml = tif.ome_metadata
         root = tiff_meta.parse_xml(ome_xml, path=path) if ome_xml is not None else None
+        if root is not None:
+            check_claims(root, path, kinds)
         replacement = None if root is None or ome_xml is None else _standalone_xml(root, ome_xml, path)
         if replacement is None:
             return _describe(tif, path, wanted, root, ome_xml, kinds)
     ome_xml, usable = replacement
+    root = tiff_meta.parse_xml(usable, path=path)
+    check_claims(root, path, kinds)
     with TiffFile(path, omexml=usable) as tif:
-        return _describe(tif, path, wanted, tiff_meta.parse_xml(usable, path=path), ome_xml, kinds)
+        return _describe(tif, path, wanted, root, ome_xml, kinds)
 
 
 def _standalone_xml(root: ElementTree.Element, ome_xml: str, path: str) -> tuple[str, str] | None:
@@ -115,7 +123,7 @@ def _standalone_xml(root: ElementTree.Element, ome_xml: str, path: str) -> tuple
     folder = Path(path).parent
     for element in root:
         if tiff_meta.local(element.tag) == "BinaryOnly":
-            companion = folder / element.get("MetadataFile", "")
+            companion = folder / beside(element.get("MetadataFile", ""), path)
             if not companion.is_file():
                 raise InputError(
                     f"{path}: is one part of a larger image; the file that describes it, {companion.name!r}, "
@@ -123,6 +131,8 @@ def _standalone_xml(root: ElementTree.Element, ome_xml: str, path: str) -> tuple
                 )
             if companion.suffix.lower() in (".tif", ".tiff", ".tf2", ".tf8", ".btf"):
                 raise InputError(f"{path}: is one part of a larger image; give {companion.name!r} beside it instead")
+            if companion.stat().st_size > MAX_COMPANION_BYTES:
+                raise InputError(f"{companion}: larger than {MAX_COMPANION_BYTES >> 20} MiB; no OME-XML is")
             xml = companion.read_text(encoding="utf-8-sig")
             tiff_meta.parse_xml(xml, path=str(companion))
             return xml, xml
@@ -149,6 +159,11 @@ def _describe(
     keyframe = series.keyframe
     _check_pixels(keyframe, series, path, imagej=tif.is_imagej)
     layout = layout_of(keyframe)
+    if layout.compressed and layout.segment_nbytes > MAX_SEGMENT_BYTES:
+        raise InputError(
+            f"{path}: its compressed pieces are of {layout.segment_nbytes >> 20} MiB each, which must be decoded "
+            "whole; if that is right, convert it with bioformats2raw, which makes tiles"
+        )
     plane, plane_count, planes = _planes(series, layout, path, kinds)
     notes = list(_check_extent(planes))
     if len(every) > 1 and wanted is None:

@@ -7,7 +7,6 @@ checked before training begins: finite, of one shape in a pair, input and target
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.numpy_files import read_numpy
 from mrbcr_cli.train.batches import PairSet
 
 Array = NDArray[Any]
@@ -82,12 +82,10 @@ def read_npz_pairs(path: Path, share: float, limit: int) -> tuple[PairSet, PairS
 
     A `validation/` or `val/` NPZ beside `train/` is not looked for: the last share of the pairs is held out.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = [next((file[n] for n in names if n in file), None) for names in (_LOW, _HIGH)]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as NPZ ({error})") from error
-    low, high = arrays
+    found = read_numpy(path, only=(*_LOW, *_HIGH))
+    if isinstance(found, np.ndarray):
+        raise InputError(f"{path}: holds one array without a name; save low and gt with numpy.savez")
+    low, high = (next((found[n] for n in names if n in found), None) for names in (_LOW, _HIGH))
     if low is None or high is None:
         raise InputError(f"{path}: needs the arrays 'low' (recorded) and 'gt' (truth)")
     low, high = (a[..., 0] if a.ndim == 4 and a.shape[-1] == 1 else a for a in (low, high))

@@ -1,0 +1,514 @@
+"""Files made to do harm: each is refused in one line before it costs anything, or read as the plain data it is.
+
+The cases that concern one reader alone are in its own tests (dataset paths and links of arrays in images/test_omezarr,
+entities in images/test_tiff_meta, the safetensors layout in test_weights, truncation in test_bad_input); mutations of
+everything are in tests/fuzz.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from numcodecs import Blosc, get_codec
+
+from mrbcr_cli import intensity
+from mrbcr_cli.cli import run
+from mrbcr_cli.errors import InputError
+from mrbcr_cli.images import tiff_source
+from mrbcr_cli.images.omezarr_guard import expands_beyond
+from mrbcr_cli.weights import build_network, load_weights
+from tests.helpers import card, spots, tiny_weights
+
+Said = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Said, *arguments: object, code: int = 2) -> str:
+    """Run the tool, check that it says one clean line and writes nothing to stdout; return the line."""
+    assert run([str(argument) for argument in arguments]) == code
+    caught = capsys.readouterr()
+    lines = [line for line in caught.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert lines[0].isprintable()
+    assert "unexpected" not in lines[0]
+    assert caught.out == ""
+    return lines[0]
+
+
+def planned(tmp_path: Path, image: Path, *more: object) -> list[object]:
+    """The arguments of a dry run on `image` with a tiny network."""
+    weights = tmp_path / "tiny.safetensors"
+    if not weights.exists():
+        tiny_weights(weights)
+    return ["deconvolve", image, "-o", tmp_path / "o.ome.zarr", "-m", weights, "--dry-run", *more]
+
+
+# --- OME-Zarr --------------------------------------------------------------------------------------------------------
+
+
+def store(folder: Path, data: np.ndarray[Any, Any], version: int = 2, **how: Any) -> Path:
+    """An array at `folder`, as others write it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.create_array(folder, data=data, zarr_format=version, chunks=data.shape, **how)  # type: ignore[arg-type]
+    return folder
+
+
+def test_chunks_that_are_links_out_of_the_store_are_refused(tmp_path: Path, capsys: Said) -> None:
+    """A link may show any file of the user as pixels to whoever gets the output. The store itself may be a link."""
+    root = store(tmp_path / "a.zarr", spots((32, 32)), compressors=None)
+    secret = tmp_path / "secret"
+    (root / "0.0").rename(secret)
+    (root / "0.0").symlink_to(secret)
+    assert "leads out of the store" in refused(capsys, *planned(tmp_path, root))
+    (root / "0.0").unlink()
+    (root / "inside").write_bytes(secret.read_bytes())
+    (root / "0.0").symlink_to("inside")
+    (tmp_path / "link.zarr").symlink_to(root)
+    assert run([str(a) for a in planned(tmp_path, tmp_path / "link.zarr")]) == 0
+
+
+@pytest.mark.parametrize("document", ["plate", "well", "series"])
+def test_paths_of_plates_and_containers_may_not_leave_the_store(tmp_path: Path, capsys: Said, document: str) -> None:
+    root = tmp_path / "a.zarr"
+    outside = "../../etc"
+    found = {
+        "plate": {".zattrs": {"plate": {"wells": [{"path": outside}]}}},
+        "well": {".zattrs": {"well": {"images": [{"path": outside}]}}},
+        "series": {".zattrs": {"bioformats2raw.layout": 3}, "OME/.zattrs": {"series": [outside]}},
+    }[document]
+    for name, content in {".zgroup": {"zarr_format": 2}, "OME/.zgroup": {"zarr_format": 2}, **found}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content))
+    assert "outside the store" in refused(capsys, "info", root)
+
+
+@pytest.mark.parametrize("name", [".zattrs", "0.0"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_in_a_store_do_not_stall_the_run(tmp_path: Path, capsys: Said, name: str, kind: str) -> None:
+    root = store(tmp_path / "a.zarr", spots((32, 32)))
+    (root / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(root / name)
+    else:
+        (root / name).symlink_to("/dev/zero")
+    assert name in refused(capsys, *planned(tmp_path, root))
+
+
+BOMB = bytes(2**26)
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "gzip": lambda: gzip.compress(BOMB),
+    "zlib": lambda: zlib.compress(BOMB),
+    "bz2": lambda: bz2.compress(BOMB),
+    "lzma": lambda: lzma.compress(BOMB),
+    "zstd": lambda: bytes(imagecodecs.zstd_encode(BOMB)),
+    "lz4": lambda: bytes(get_codec({"id": "lz4"}).encode(BOMB)),
+    "blosc": lambda: bytes(Blosc().encode(BOMB)),
+}
+
+
+@pytest.mark.parametrize("codec", sorted(BOMBS))
+def test_chunks_that_expand_beyond_their_pixels_are_refused(tmp_path: Path, capsys: Said, codec: str) -> None:
+    root = store(tmp_path / "a.zarr", spots((32, 32)), compressors=get_codec({"id": codec}))
+    assert run([str(a) for a in planned(tmp_path, root)]) == 0
+    capsys.readouterr()
+    (root / "0.0").write_bytes(BOMBS[codec]())
+    assert "bomb" in refused(capsys, *planned(tmp_path, root))
+
+
+def test_bombs_are_seen_behind_a_first_harmless_member() -> None:
+    """The last four bytes of a gzip state the size of its last member alone."""
+    chunk = gzip.compress(b"x") + gzip.compress(BOMB) + gzip.compress(b"x")
+    assert expands_beyond("gzip", chunk, 2**20)
+    assert not expands_beyond("gzip", chunk, 2**27)
+    assert not expands_beyond("gzip", gzip.compress(b"x" * 100)[:-9], 2**20)  # cut short: the decoder will say so
+
+
+def test_data_compressed_twice_are_refused(tmp_path: Path, capsys: Said) -> None:
+    root = store(tmp_path / "a.zarr", spots((32, 32)))
+    document = json.loads((root / ".zarray").read_text())
+    document |= {"filters": [{"id": "zlib", "level": 1}], "compressor": {"id": "gzip", "level": 1}}
+    (root / ".zarray").write_text(json.dumps(document))
+    assert "compressed more than once" in refused(capsys, "info", root)
+
+
+@pytest.mark.parametrize("shape", [[10**6, 10**6], [10**9, 16, 16]])
+def test_arrays_that_claim_a_million_million_pixels_cost_a_bounded_look(
+    tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch, shape: list[int]
+) -> None:
+    monkeypatch.setattr(intensity, "SEARCHED_PIXELS", 2**20)
+    monkeypatch.setattr(intensity, "SEARCHED_PIECES", 16)
+    monkeypatch.setattr(intensity, "EXACT_PIXELS", 2**18)
+    root = store(tmp_path / "a.zarr", np.ones((16, 16), "u1"))
+    chunks = [min(size, 1024) for size in shape]
+    document = json.loads((root / ".zarray").read_text()) | {"shape": shape, "chunks": chunks}
+    (root / ".zarray").write_text(json.dumps(document))
+    (root / "0.0").unlink()
+    assert run(["info", str(root)]) == 0
+    assert run([str(a) for a in planned(tmp_path, root)]) == 0
+
+
+@pytest.mark.parametrize(("axis", "count"), [("c", 10**9), ("t", 10**12)])
+def test_endless_channels_and_times_are_refused(tmp_path: Path, capsys: Said, axis: str, count: int) -> None:
+    root = store(tmp_path / "a.zarr", np.ones((1, 16, 16), "u1"))
+    document = json.loads((root / ".zarray").read_text()) | {"shape": [count, 16, 16]}
+    (root / ".zarray").write_text(json.dumps(document))
+    said = refused(capsys, *planned(tmp_path, root, "--axes", f"{axis}yx"))
+    assert str(count) in said
+
+
+def test_chunks_that_fit_no_memory_are_refused(tmp_path: Path, capsys: Said) -> None:
+    root = store(tmp_path / "a.zarr", spots((32, 32)))
+    document = json.loads((root / ".zarray").read_text()) | {"shape": [10**6] * 2, "chunks": [10**6] * 2}
+    (root / ".zarray").write_text(json.dumps(document))
+    assert "decoded whole" in refused(capsys, "info", root)
+
+
+@pytest.mark.parametrize("nested", ["[" * 10**5, '{"a":' * 10**5, "[" * 10**5 + "]" * 10**5])
+def test_documents_nested_without_end_are_refused(tmp_path: Path, capsys: Said, nested: str) -> None:
+    root = store(tmp_path / "a.zarr", spots((8, 8)), version=3)
+    (root / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": ' + nested + "}")
+    assert "not valid JSON" in refused(capsys, "info", root)
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+
+def tiff(path: Path, tags: dict[int, tuple[int, int]], data: bytes = b"", next_ifd: int = 0) -> Path:
+    """A classic TIFF of one directory at byte 8; `tags`: code -> (type, value); value None is where the data begin."""
+    at = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(
+        struct.pack("<HHII", code, kind, 1, at if value < 0 else value) for code, (kind, value) in sorted(tags.items())
+    )
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", next_ifd) + data)
+    return path
+
+
+def greyscale(side: int, compression: int, count: int, rows: int | None = None) -> dict[int, tuple[int, int]]:
+    """Tags of one strip of 8-bit pixels, its data at the end of the file."""
+    return {
+        256: (4, side), 257: (4, side), 258: (3, 8), 259: (3, compression), 262: (3, 1), 273: (4, -1), 277: (3, 1),
+        278: (4, rows or side), 279: (4, count),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (greyscale(10**6, 1, 10), "truncated"),
+        (greyscale(10**6, 8, 10), "decoded whole"),
+        (greyscale(10**6, 50000, 10), "decoded whole"),
+        (greyscale(10**6, 5, 10, rows=1), "damaged|truncated"),
+    ],
+)
+def test_tiffs_that_claim_a_million_million_pixels_are_refused(
+    tmp_path: Path, capsys: Said, tags: dict[int, tuple[int, int]], words: str
+) -> None:
+    import re
+
+    assert re.search(words, refused(capsys, "info", tiff(tmp_path / "a.tif", tags, bytes(10))))
+
+
+@pytest.mark.parametrize(
+    ("code", "bomb"),
+    [
+        (8, zlib.compress(BOMB)),
+        (50000, bytes(imagecodecs.zstd_encode(BOMB))),
+        (34925, lzma.compress(BOMB)),
+        (32773, bytes(imagecodecs.packbits_encode(np.zeros((1, 2**20), np.uint8)))),
+    ],
+)
+def test_strips_that_expand_beyond_their_pixels_are_refused_or_cut(
+    tmp_path: Path, capsys: Said, code: int, bomb: bytes
+) -> None:
+    """The decoders are told how much to make; some stop there, some call it an error. None makes more."""
+    import tracemalloc
+
+    path = tiff(tmp_path / "a.tif", greyscale(16, code, len(bomb)), bomb)
+    tracemalloc.start()
+    ended = run(["info", str(path)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ended in (0, 2)
+    assert peak < len(BOMB) // 4
+    assert "unexpected" not in capsys.readouterr().err
+
+
+def test_pictures_in_a_strip_that_state_another_size_are_refused(tmp_path: Path, capsys: Said) -> None:
+    jpeg = bytearray(imagecodecs.jpeg_encode(np.zeros((16, 16), np.uint8)))
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    j2k = bytearray(imagecodecs.jpeg2k_encode(np.zeros((16, 16), np.uint8), codecformat="J2K"))
+    at = j2k.index(b"\xff\x4f\xff\x51")
+    j2k[at + 8 : at + 16] = struct.pack(">II", 10**6, 10**6)
+    for code, data in ((7, jpeg), (34712, j2k)):
+        path = tiff(tmp_path / "a.tif", greyscale(16, code, len(data)), bytes(data))
+        assert "claims" in refused(capsys, "info", path)
+
+
+def test_chains_of_pages_that_come_back_later_are_refused(tmp_path: Path, capsys: Said) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", spots((5, 16, 16)), photometric="minisblack", metadata=None, compression="zlib"
+    )
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    offsets = [8]
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        offsets = [page.offset for page in tif.pages]
+    tags = struct.unpack_from("<H", data, offsets[4])[0]
+    struct.pack_into("<I", data, offsets[4] + 2 + 12 * tags, offsets[2])
+    (tmp_path / "a.tif").write_bytes(data)
+    assert "circle" in refused(capsys, "info", tmp_path / "a.tif")
+
+
+def test_a_page_that_is_its_own_sub_page_ends(tmp_path: Path, capsys: Said) -> None:
+    path = tiff(tmp_path / "a.tif", greyscale(16, 1, 256) | {330: (4, 8)}, bytes(256))
+    assert run(["info", str(path)]) in (0, 2)
+    assert "unexpected" not in capsys.readouterr().err
+
+
+def ome(path: Path, body: str, **more: Any) -> Path:
+    """An OME-TIFF of one plane whose XML has `body`."""
+    xml = f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{body}</OME>'
+    tifffile.imwrite(path, spots((16, 16)), metadata=None, description=xml, photometric="minisblack", **more)
+    return path
+
+
+def pixels_xml(inside: str = '<TiffData IFD="0"/>', **changed: object) -> str:
+    values = {"DimensionOrder": "XYZCT", "Type": "uint16", "SizeX": 16, "SizeY": 16, "SizeZ": 1, "SizeC": 1, "SizeT": 1}
+    attributes = " ".join(f'{key}="{value}"' for key, value in (values | changed).items())
+    return f'<Image ID="Image:0"><Pixels ID="Pixels:0" {attributes}>{inside}</Pixels></Image>'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pixels_xml(SizeZ=10**9),
+        pixels_xml(SizeX=10**6, SizeY=10**6),
+        pixels_xml(SizeT="many"),
+        pixels_xml('<TiffData IFD="0" PlaneCount="999999999"/>'),
+        pixels_xml('<TiffData IFD="0" FirstZ="-1"/>'),
+        pixels_xml()
+        + '<StructuredAnnotations><XMLAnnotation ID="A" Namespace="x/modulo"><Value><Modulo><ModuloAlongT '
+        'Type="lifetime" Start="0" End="1e12" Step="1e-3"/></Modulo></Value></XMLAnnotation></StructuredAnnotations>',
+    ],
+)
+def test_planes_that_ome_xml_claims_and_no_file_could_hold_are_refused(tmp_path: Path, capsys: Said, body: str) -> None:
+    assert "damaged" in refused(capsys, "info", ome(tmp_path / "a.ome.tif", body))
+
+
+@pytest.mark.parametrize("name", ["../secret.tif", "/etc/passwd", "C:\\secret.tif", "..\\secret.tif"])
+def test_files_that_ome_xml_names_outside_its_folder_are_refused(tmp_path: Path, capsys: Said, name: str) -> None:
+    two = "".join(
+        f'<TiffData FirstC="{c}" IFD="0" PlaneCount="1"><UUID FileName="{n}">urn:uuid:{c}</UUID></TiffData>'
+        for c, n in enumerate(("a.ome.tif", name))
+    )
+    (tmp_path / "in").mkdir()
+    path = ome(tmp_path / "in" / "a.ome.tif", pixels_xml(two, SizeC=2))
+    assert "outside its folder" in refused(capsys, "info", path)
+    path = ome(tmp_path / "in" / "b.ome.tif", f'<BinaryOnly MetadataFile="{name}" UUID="urn:uuid:1"/>')
+    assert "outside its folder" in refused(capsys, "info", path)
+
+
+LAUGHS = '<!DOCTYPE OME [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+EXTERNAL = '<!DOCTYPE OME [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+
+
+@pytest.mark.parametrize("doctype", [LAUGHS, EXTERNAL])
+def test_entities_in_a_companion_file_are_refused_too(tmp_path: Path, capsys: Said, doctype: str) -> None:
+    (tmp_path / "set.companion.ome").write_text(f'<?xml version="1.0"?>{doctype}<OME>&a;</OME>')
+    path = ome(tmp_path / "a.ome.tif", '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:1"/>')
+    assert "unsafe" in refused(capsys, "info", path)
+
+
+def test_offsets_that_are_no_whole_numbers_are_refused(tmp_path: Path, capsys: Said) -> None:
+    tags = greyscale(16, 8, 10) | {273: (11, struct.unpack("<I", struct.pack("<f", 100.5))[0])}
+    assert "whole number" in refused(capsys, "info", tiff(tmp_path / "a.tif", tags, bytes(100)))
+
+
+def test_a_pipe_is_no_tiff(tmp_path: Path, capsys: Said) -> None:
+    os.mkfifo(tmp_path / "a.tif")
+    assert "regular file" in refused(capsys, "info", tmp_path / "a.tif")
+
+
+# --- pickles and arrays ----------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Its pickle makes a file when it is loaded."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.canary,)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_renamed_pickles_are_never_run(tmp_path: Path, capsys: Said, protocol: int) -> None:
+    canary = tmp_path / "owned"
+    data = pickle.dumps(Payload(canary), protocol=protocol)
+    tifffile.imwrite(tmp_path / "in.tif", spots((2, 64, 64)), photometric="minisblack")
+    for name in ("w.safetensors", "p.npz", "p.npy"):
+        (tmp_path / name).write_bytes(data)
+    refused(capsys, "weights", "show", tmp_path / "w.safetensors")
+    rest = ("-o", tmp_path / "o.ome.zarr", "--method", "richardson-lucy", "--dry-run")
+    for name in ("p.npz", "p.npy"):
+        refused(capsys, "deconvolve", tmp_path / "in.tif", "--psf", tmp_path / name, *rest)
+    refused(capsys, "train", "-o", tmp_path / "run", "--npz", tmp_path / "p.npz", "--dry-run")
+    assert not canary.exists()
+
+
+def test_pickles_inside_numpy_files_are_never_run(tmp_path: Path, capsys: Said) -> None:
+    canary = tmp_path / "owned"
+    objects = np.array([[Payload(canary)] * 3] * 3, dtype=object)
+    np.save(tmp_path / "p.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "p.npz", psf=objects, low=objects, gt=objects)
+    tifffile.imwrite(tmp_path / "in.tif", spots((2, 64, 64)), photometric="minisblack")
+    rest = ("-o", tmp_path / "o.ome.zarr", "--method", "richardson-lucy", "--dry-run")
+    for name in ("p.npz", "p.npy"):
+        assert "pickle" in refused(capsys, "deconvolve", tmp_path / "in.tif", "--psf", tmp_path / name, *rest)
+    assert "pickle" in refused(capsys, "train", "-o", tmp_path / "run", "--npz", tmp_path / "p.npz", "--dry-run")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 3), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999999999999, 3), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3, 3), }",
+        "__import__('os').system('touch owned')",
+        "(" * 5000,
+    ],
+)
+def test_numpy_headers_that_lie_are_refused(tmp_path: Path, capsys: Said, header: str) -> None:
+    text = header.encode() + b"\n"
+    (tmp_path / "p.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(72))
+    tifffile.imwrite(tmp_path / "in.tif", spots((2, 64, 64)), photometric="minisblack")
+    arguments = ("deconvolve", tmp_path / "in.tif", "-o", tmp_path / "o.ome.zarr", "--psf", tmp_path / "p.npy")
+    assert "p.npy" in refused(capsys, *arguments, "--method", "richardson-lucy", "--dry-run")
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_that_asks_for_gigabytes_of_network_is_refused_by_the_shapes(tmp_path: Path) -> None:
+    huge = {"alpha": 64, "kt_pairs": [[16] * 4] * 3, "b_pairs": [[16] * 4] * 3, "stages": 3, "guided": True}
+    path = tiny_weights(tmp_path / "w.safetensors", settings=huge)
+    with pytest.raises(InputError, match=r"w\.safetensors"):
+        build_network(load_weights(path))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {name: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for name, at in (("a", 0), ("b", 4))},
+        {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2**63, 2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+    ],
+)  # fmt: skip
+def test_tensors_that_overlap_or_overflow_are_refused(tmp_path: Path, capsys: Said, header: dict[str, Any]) -> None:
+    text = json.dumps({"__metadata__": {"mrbcr": card().to_json()}, **header}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(12))
+    assert "damaged" in refused(capsys, "weights", "show", tmp_path / "w.safetensors")
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+LAUGHING = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAUGHING,
+        "network: &n {guided: *n}\n",
+        "network: &n [*n]\n",
+        "<<: [&m {a: 1}, *m]\nnosuch: 1\n",
+        "seed: !!python/name:os.system\n",
+        "seed: !!python/object/new:os.system [touch owned]\n",
+        "seed: !!python/module:antigravity\n",
+        "seed: !!timestamp 2001-99-99\n",
+        "seed: 2001-12-14t21:59:43.10-99:99\n",
+        "seed: " + "9" * 5000 + "\n",
+        "seed: !!binary 'x=='\n",
+        "seed: !!float x\n",
+        "name: '\x00'\n",
+        "- " * 3000 + "x\n",
+        "# " + "x" * 300_000 + "\n",
+    ],
+)
+@pytest.mark.parametrize("command", [["train"], ["simulate", "pairs"]])
+def test_yaml_that_runs_swells_or_breaks_is_refused(
+    tmp_path: Path, capsys: Said, text: str, command: list[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    said = refused(capsys, *command, "-o", tmp_path / "o", "-c", tmp_path / "c.yaml", "--dry-run")
+    assert "c.yaml" in said
+    assert len(said) < 2000
+
+
+def test_aliases_as_people_use_them_are_fine(tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "c.yaml").write_text("na: &r [0.5, 1.4]\nhaze: [0, 0.6]\nbackground: [0, 0.5]\ngamma: *r\ncount: 2\n")
+    assert run(["simulate", "pairs", "-o", str(tmp_path / "o.zarr"), "-c", str(tmp_path / "c.yaml"), "--dry-run"]) == 0
+
+
+# --- names and words -------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "a\nerror: all is well.tif",
+    "a\x1b[2J.tif",
+    "a\u202etif.exe",
+    "-o.tif",
+    "--help.tif",
+    "a\udcff.tif",
+    "a\r.tif",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_names_cannot_steer_the_terminal(tmp_path: Path, capsys: Said, name: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"no TIFF")
+    said = refused(capsys, "info", "--", name)
+    assert "is not a TIFF file" in said
+    refused(capsys, *planned(tmp_path, Path("--"), name)[:1], "-o", "o.ome.zarr", "--dry-run", "--", name)
+
+
+def test_words_in_files_cannot_steer_the_terminal(tmp_path: Path, capsys: Said) -> None:
+    bad = "\x1b]0;owned\x07\nname  embedded"
+    path = tiny_weights(tmp_path / "w.safetensors", name=bad, domain=bad)
+    assert run(["weights", "show", str(path)]) == 0
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", spots((2, 16, 16)), photometric="minisblack",
+        metadata={"axes": "CYX", "Channel": {"Name": ["a&#27;[2J", "b"]}},
+    )  # fmt: skip
+    assert run(["info", str(tmp_path / "a.ome.tif")]) == 0
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert sum(line.startswith("name ") for line in printed.splitlines()) == 1
+
+
+def test_the_limit_of_a_segment_is_what_the_reader_enforces() -> None:
+    assert tiff_source.MAX_SEGMENT_BYTES == 2**30
