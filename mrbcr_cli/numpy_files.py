@@ -63,10 +63,10 @@ def _read_archive(file: IO[bytes], path: Path, max_bytes: int | None, only: set[
 
 def _read_array(stream: IO[bytes], size: int, max_bytes: int | None, where: str) -> NDArray[Any]:
     """Read an array of which header and data together have `size` bytes."""
-    version = npy.read_magic(stream)  # type: ignore[no-untyped-call]
+    version = npy.read_magic(stream)  # type: ignore[no-untyped-call, unused-ignore]
     if version not in _HEADERS:
         raise InputError(f"{where}: is of .npy version {version}; save it again with numpy.save")
-    shape, fortran, dtype = _HEADERS[version](stream)  # type: ignore[operator]
+    shape, fortran, dtype = _HEADERS[version](stream)  # type: ignore[operator, unused-ignore]
     if dtype.hasobject:
         raise InputError(f"{where}: holds a Python pickle, which can run code when opened; save plain numbers")
     if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:

@@ -32,13 +32,14 @@ def check_claims(root: ElementTree.Element, path: str, kinds: PageKinds) -> None
     Raises InputError where one is no number, or beyond what the files could hold, or a file outside the folder.
     """
     parts = [element for element in root.iter() if local(element.tag) == "UUID"]
+    pages = list(kinds.values())
     names = {name for element in parts if (name := element.get("FileName")) and name != Path(path).name}
     if len(names) > 1 or names != {element.get("FileName") for element in parts}:  # else the file was renamed
         for name in sorted(names):
             other = Path(path).parent / beside(name, path)
             if other.is_file():
-                kinds = kinds | {(name, k): v for k, v in check_chain(str(other)).items()}  # type: ignore[dict-item]
-    smallest = min((kind[0] * kind[1] for kind in kinds.values()), default=1) or 1
+                pages += check_chain(str(other)).values()
+    smallest = min((kind[0] * kind[1] for kind in pages), default=1) or 1
     for element in root.iter():
         tag = local(element.tag)
         if tag == "Pixels":
