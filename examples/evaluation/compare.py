@@ -35,10 +35,10 @@ from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import InputError, MrbcrError
 from mrbcr_cli.evaluation.evaluate_pairs import INPUT, is_empty, read_pair, select_pairs
 from mrbcr_cli.evaluation.networks import EvaluatedNetwork
+from mrbcr_cli.intensity import PERCENTILES
 from mrbcr_cli.metrics import Mean, Scores, bootstrap_mean, measure
 from mrbcr_cli.restore import Restorer, resolve_device
 from mrbcr_cli.train import journal as files
-from mrbcr_cli.train.batches import PERCENTILES
 from mrbcr_cli.train.command import Machine, make_network, run_training
 from mrbcr_cli.train.state import read_checkpoint
 from mrbcr_cli.train.train_settings import TrainSettings
