@@ -31,8 +31,8 @@ from mrbcr_cli.stream.engine import method_for
 FINGERPRINT_FORMAT = 1
 
 _LARGEST_SAMPLE_PX = 2048
-_MOST = {"T": 1_000_000, "C": 4096}
-"""Time points and channels are listed one by one; an image that claims more of them is damaged."""
+_MOST = {"T": 1_000_000, "C": 4096, "Z": 1_000_000}
+"""Time points, channels and planes are listed one by one; an image that claims more of them is damaged."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _selection(
                 raise InputError(f"--{option} {text}: {info.path} has no {axis} axis")
             continue
         k = info.axes.index(axis)
-        if info.shape[k] > _MOST.get(axis, info.shape[k]):
+        if info.shape[k] > _MOST[axis]:
             raise InputError(f"{info.path}: claims {info.shape[k]} along {axis}; at most {_MOST[axis]} are deconvolved")
         chosen = list(range(info.shape[k])) if text is None else _indices(text, option, info.shape[k], info)
         if axis != "Z":

@@ -148,7 +148,7 @@ def test_data_compressed_twice_are_refused(tmp_path: Path, capsys: Said) -> None
     assert "compressed more than once" in refused(capsys, "info", root)
 
 
-@pytest.mark.parametrize("shape", [[10**6, 10**6], [10**9, 16, 16]])
+@pytest.mark.parametrize("shape", [[10**6, 10**6], [10**6, 1000, 1000]])
 def test_arrays_that_claim_a_million_million_pixels_cost_a_bounded_look(
     tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch, shape: list[int]
 ) -> None:
@@ -164,8 +164,8 @@ def test_arrays_that_claim_a_million_million_pixels_cost_a_bounded_look(
     assert run([str(a) for a in planned(tmp_path, root)]) == 0
 
 
-@pytest.mark.parametrize(("axis", "count"), [("c", 10**9), ("t", 10**12)])
-def test_endless_channels_and_times_are_refused(tmp_path: Path, capsys: Said, axis: str, count: int) -> None:
+@pytest.mark.parametrize(("axis", "count"), [("c", 10**9), ("t", 10**12), ("z", 10**9)])
+def test_endless_channels_times_and_planes_are_refused(tmp_path: Path, capsys: Said, axis: str, count: int) -> None:
     root = store(tmp_path / "a.zarr", np.ones((1, 16, 16), "u1"))
     document = json.loads((root / ".zarray").read_text()) | {"shape": [count, 16, 16]}
     (root / ".zarray").write_text(json.dumps(document))
@@ -303,8 +303,7 @@ def pixels_xml(inside: str = '<TiffData IFD="0"/>', **changed: object) -> str:
         pixels_xml(SizeT="many"),
         pixels_xml('<TiffData IFD="0" PlaneCount="999999999"/>'),
         pixels_xml('<TiffData IFD="0" FirstZ="-1"/>'),
-        pixels_xml()
-        + '<StructuredAnnotations><XMLAnnotation ID="A" Namespace="x/modulo"><Value><Modulo><ModuloAlongT '
+        pixels_xml() + '<StructuredAnnotations><XMLAnnotation ID="A" Namespace="x/modulo"><Value><Modulo><ModuloAlongT '
         'Type="lifetime" Start="0" End="1e12" Step="1e-3"/></Modulo></Value></XMLAnnotation></StructuredAnnotations>',
     ],
 )

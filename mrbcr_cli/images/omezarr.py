@@ -307,7 +307,7 @@ def _evenly(count: int, most: int) -> Iterator[int]:
 
 def _size(file: Path, root: Path) -> int | None:
     try:
-        if not file.resolve().is_relative_to(root):
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
             raise InputError(f"{file}: is a link that leaves the store; copy the data into the store (cp -rL)")
         return regular_size(file)
     except (RuntimeError, ValueError) as exc:  # a loop of links; a pipe

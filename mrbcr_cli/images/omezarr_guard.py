@@ -6,6 +6,7 @@ the metadata of its array allow; a file that is cut short is an error, not an ab
 
 from __future__ import annotations
 
+import asyncio
 import math
 import stat
 import zlib
@@ -22,6 +23,7 @@ MAX_CHUNK_BYTES = 2**30
 """A chunk is decoded whole, in memory."""
 _SLACK_BYTES = 2**20
 _PIECE_BYTES = 2**20
+_FOLDERS_KEPT = 10_000
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 COMPRESSORS = {"blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma", "zfpy", "pcodec"}
 
@@ -32,7 +34,7 @@ def guarded_store(folder: Path, root: Path) -> Store:
     from zarr.core.buffer import Buffer, BufferPrototype
     from zarr.storage import LocalStore, WrapperStore
 
-    inside = root.resolve()
+    links = Links(folder, root.resolve())
 
     class GuardedStore(WrapperStore[LocalStore]):
         file_bytes = MAX_CHUNK_BYTES
@@ -44,22 +46,54 @@ def guarded_store(folder: Path, root: Path) -> Store:
         async def get(
             self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
         ) -> Buffer | None:
-            path = folder / key
-            if not path.resolve().is_relative_to(inside):
-                raise ValueError(f"file {key} leads out of the store; copy the data into it (cp -rL)")
-            if byte_range is None and (size := regular_size(path)) is not None and size > self.file_bytes:
-                raise ValueError(f"file {key} is far larger than the pixels it should hold")
+            await asyncio.to_thread(self._check_file, key, byte_range is None)  # many may wait for a slow disk at once
             found = await self._store.get(key, prototype, byte_range)
             if found is None:
                 return None
             wanted = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
             if len(found) < wanted:
                 raise ValueError(f"file {key} is cut short")
-            if self.chunk_bytes is not None and self.codec and expands_beyond(self.codec, found, self.chunk_bytes):
-                raise ValueError(f"a chunk in file {key} would decode to far more than its pixels (a bomb); refused")
+            if self.chunk_bytes is not None and self.codec:
+                beyond = await asyncio.to_thread(expands_beyond, self.codec, found, self.chunk_bytes)
+                if beyond:
+                    raise ValueError(
+                        f"a chunk in file {key} would decode to far more than its pixels (a bomb); refused"
+                    )
             return found
 
+        def _check_file(self, key: str, whole: bool) -> None:
+            if links.lead_out(key):
+                raise ValueError(f"file {key} leads out of the store; copy the data into it (cp -rL)")
+            if whole and (size := regular_size(folder / key)) is not None and size > self.file_bytes:
+                raise ValueError(f"file {key} is far larger than the pixels it should hold")
+
     return GuardedStore(LocalStore(folder, read_only=True))
+
+
+class Links:
+    """Tells whether a key below `folder` leads out of `inside`; folders that are no links are looked at once."""
+
+    def __init__(self, folder: Path, inside: Path) -> None:
+        self._folder, self._inside = folder, inside
+        self._plain: set[str] = set()
+
+    def lead_out(self, key: str) -> bool:
+        """Whether the key has a step up, or a link on its way that ends elsewhere. Raises RuntimeError for a loop."""
+        parts = key.split("/")
+        if ".." in parts:
+            return True
+        for count in range(1, len(parts) + 1):
+            part = "/".join(parts[:count])
+            if part in self._plain:
+                continue
+            path = self._folder / part
+            if path.is_symlink() and not path.resolve().is_relative_to(self._inside):
+                return True
+            if count < len(parts):
+                if len(self._plain) >= _FOLDERS_KEPT:
+                    self._plain.clear()
+                self._plain.add(part)
+        return False
 
 
 def regular_size(path: Path) -> int | None:

@@ -34,12 +34,17 @@ def check_claims(root: ElementTree.Element, path: str, kinds: PageKinds) -> None
     parts = [element for element in root.iter() if local(element.tag) == "UUID"]
     pages = list(kinds.values())
     names = {name for element in parts if (name := element.get("FileName")) and name != Path(path).name}
+    smallest = _smallest_page(kinds)
     if len(names) > 1 or names != {element.get("FileName") for element in parts}:  # else the file was renamed
         for name in sorted(names):
             other = Path(path).parent / beside(name, path)
             if other.is_file():
+<<<<<<< HEAD
                 pages += check_chain(str(other)).values()
     smallest = min((kind[0] * kind[1] for kind in pages), default=1) or 1
+=======
+                smallest = min(smallest, _smallest_page(check_chain(str(other))))
+>>>>>>> fuzz
     for element in root.iter():
         tag = local(element.tag)
         if tag == "Pixels":
@@ -55,6 +60,11 @@ def check_claims(root: ElementTree.Element, path: str, kinds: PageKinds) -> None
                     raise InputError(f"{path}: its OME-XML claims {name} {element.get(name)}; it is damaged")
         elif tag.startswith("ModuloAlong"):
             _check_modulo(element, path)
+
+
+def _smallest_page(kinds: PageKinds) -> int:
+    """Pixels of the smallest page, at least 1."""
+    return max(1, min((kind[0] * kind[1] for kind in kinds.values()), default=1))
 
 
 def _number(element: ElementTree.Element, name: str, path: str, default: int) -> int:

@@ -1,4 +1,4 @@
-"""A few hundred mutated inputs (`python -m tests.fuzz --count 20000` runs all), and that the harness sees faults."""
+"""A few hundred mutated inputs (`python -m tests.fuzz` runs 20,000), and that the harness sees faults."""
 
 from __future__ import annotations
 
