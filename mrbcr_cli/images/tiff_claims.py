@@ -32,19 +32,13 @@ def check_claims(root: ElementTree.Element, path: str, kinds: PageKinds) -> None
     Raises InputError where one is no number, or beyond what the files could hold, or a file outside the folder.
     """
     parts = [element for element in root.iter() if local(element.tag) == "UUID"]
-    pages = list(kinds.values())
     names = {name for element in parts if (name := element.get("FileName")) and name != Path(path).name}
     smallest = _smallest_page(kinds)
     if len(names) > 1 or names != {element.get("FileName") for element in parts}:  # else the file was renamed
         for name in sorted(names):
             other = Path(path).parent / beside(name, path)
             if other.is_file():
-<<<<<<< HEAD
-                pages += check_chain(str(other)).values()
-    smallest = min((kind[0] * kind[1] for kind in pages), default=1) or 1
-=======
                 smallest = min(smallest, _smallest_page(check_chain(str(other))))
->>>>>>> fuzz
     for element in root.iter():
         tag = local(element.tag)
         if tag == "Pixels":
