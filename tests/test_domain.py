@@ -253,11 +253,11 @@ def test_a_resumed_run_warns_again_without_looking_again(
     tifffile.imwrite(tmp_path / "in.tif", photograph(12))
     arguments = (tmp_path / "in.tif", "-o", tmp_path / "out.ome.zarr", "-m", weights, "-q")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(deconvolve_module, "_finish", full)
+        patched.setattr(deconvolve_module, "complete", full)
         assert deconvolve(*arguments) == 3
     first = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     monkeypatch.setattr("mrbcr_cli.plan.estimate_domain", full)
