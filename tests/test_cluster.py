@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tests.helpers import deconvolve, pixels, spots, tiny_weights
 from tests.test_resume import blocks_in, wait_for_blocks
 
 BLOCKS = 12
+HUNG_S = 600
+"""After so long on the busiest machine something hangs; nothing waits for it where all is well."""
 LOCAL = ("--cluster", "local", "--workers", 2)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes")
 
@@ -56,7 +59,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     with (folder / "log").open("wb") as log:
         processes = [subprocess.Popen([sys.executable, "-m", *c], cwd=folder, stdout=log, stderr=log) for c in commands]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HUNG_S
         while not (file.exists() and file.read_text().endswith("}")):
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.05)
@@ -64,7 +67,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for process in reversed(processes):
             process.terminate()
         for process in processes:
-            process.wait(30)
+            process.wait(HUNG_S)
 
 
 def ran(capsys: pytest.CaptureFixture[str]) -> tuple[list[int], dict[str, Any], str]:
@@ -276,15 +279,22 @@ def test_a_refusal_of_sbatch_is_said_in_a_line(
     assert not (tmp_path / "o.ome.zarr.partial").exists()
 
 
-def start(case: tuple[Path, Path, np.ndarray], output: Path, source: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def started(case: tuple[Path, Path, np.ndarray], output: Path, source: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in a process and a session of its own, which is over at the end."""
     arguments = ["deconvolve", source, "-o", output, "-m", case[1], *LOCAL, "-q"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "mrbcr_cli", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -305,13 +315,11 @@ def test_a_killed_driver_takes_its_workers_along_and_is_resumed(
 ) -> None:
     output = tmp_path / "o.ome.zarr"
     ledger = tmp_path / "o.ome.zarr.partial" / "ledger.jsonl"
-    process = start(case, output, long[0])
-    wait_for_blocks(process, ledger, 5)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 2
-    process.kill()
-    process.communicate()
-    _, left = psutil.wait_procs(family, timeout=60)
+    with started(case, output, long[0]) as process:
+        wait_for_blocks(process, ledger, 5, HUNG_S)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+    _, left = psutil.wait_procs(family, timeout=HUNG_S)
     assert left == []
     finished = blocks_in(ledger)
     assert 5 <= len(finished) < 96
@@ -328,15 +336,15 @@ def test_ctrl_c_at_the_terminal_stops_the_run_and_not_its_workers(
     """The terminal sends Ctrl-C to all processes: the workers finish their blocks, and the driver says what is left."""
     output = tmp_path / "o.ome.zarr"
     ledger = tmp_path / "o.ome.zarr.partial" / "ledger.jsonl"
-    process = start(case, output, long[0])
-    wait_for_blocks(process, ledger, 5)
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    with started(case, output, long[0]) as process:
+        wait_for_blocks(process, ledger, 5, HUNG_S)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=HUNG_S)
     assert process.returncode == 75, said.decode()
     assert b"resume" in said
     assert b"lost" not in said
-    _, left = psutil.wait_procs(family, timeout=60)
+    _, left = psutil.wait_procs(family, timeout=HUNG_S)
     assert left == []
     assert deconvolve(long[0], "-o", output, "-m", case[1], "-q") == 0
     assert np.array_equal(pixels(output), long[1])
@@ -370,9 +378,7 @@ def test_a_cluster_that_cannot_be_is_said_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [str(a).format(port=unused_port()) for a in arguments]
-    started = time.monotonic()
     assert deconvolve(case[0], "-o", tmp_path / "o.ome.zarr", "-m", case[1], *given) == 2
-    assert time.monotonic() - started < 30
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1

@@ -99,7 +99,9 @@ class Clients:
     def close(self) -> None:
         """Stop the workers that are ours."""
         if self._open is not None:
-            manager, self._open = self._open[0], None
+            (manager, client), self._open = self._open, None
+            if self.remote and client.status == "running":
+                client.unsubscribe_topic("all")
             manager.__exit__(None, None, None)
 
     def __enter__(self) -> Clients:

@@ -34,6 +34,8 @@ SCHEDULER = {
     "distributed.scheduler.work-stealing": False,
 }
 """How schedulers of ours work, beside `QUIET`."""
+SILENT = logging.CRITICAL + 1
+"""Level of dask's own log: what matters of it is said by the drive."""
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def processes_client(count: int, device: str) -> Iterator[Any]:
 
     from mrbcr_cli.stream.worker import OURS
 
-    common = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": 0, "silence_logs": 50, "dashboard": False}
+    common = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": 0, "silence_logs": SILENT, "dashboard": False}
     gpus = _gpus(device)
     workers = {
         number: {
@@ -91,7 +93,7 @@ def processes_client(count: int, device: str) -> Iterator[Any]:
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({**QUIET, **SCHEDULER}))
         with _deaf_children():
-            cluster = stack.enter_context(SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50))
+            cluster = stack.enter_context(SpecCluster(workers=workers, scheduler=scheduler, silence_logs=SILENT))
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 

@@ -185,7 +185,7 @@ def _stand_ins(workers: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    from mrbcr_cli.stream.cluster_local import QUIET, SCHEDULER
+    from mrbcr_cli.stream.cluster_local import QUIET, SCHEDULER, SILENT
 
     with (
         dask.config.set({**QUIET, **SCHEDULER}),
@@ -195,7 +195,7 @@ def _stand_ins(workers: int) -> Iterator[Any]:
             processes=False,
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
-            silence_logs=50,
+            silence_logs=SILENT,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
