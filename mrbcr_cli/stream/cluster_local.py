@@ -20,6 +20,8 @@ QUIET = {
     "distributed.worker.memory.terminate": False,
     # Long calls that hold the GIL for a moment are normal here.
     "distributed.admin.tick.limit": "1h",
+    # A sample of every worker's stack each 10 ms costs more than it tells.
+    "distributed.worker.profile.enabled": False,
     # The scheduler's diary of every message would grow with the number of blocks.
     "distributed.admin.low-level-log-length": 0,
 }
