@@ -180,7 +180,7 @@ def _zstd_bytes(data: memoryview, limit: int) -> int:
     import imagecodecs
 
     try:
-        imagecodecs.zstd_decode(data, out=limit)
+        imagecodecs.zstd_decode(bytes(data), out=limit)
     except RuntimeError as error:
         return limit + 1 if "too small" in str(error) else 0
     return 0
