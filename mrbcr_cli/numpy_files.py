@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
 
+_PIECE_BYTES = 2**24
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -63,10 +64,10 @@ def _read_archive(file: IO[bytes], path: Path, max_bytes: int | None, only: set[
 
 def _read_array(stream: IO[bytes], size: int, max_bytes: int | None, where: str) -> NDArray[Any]:
     """Read an array of which header and data together have `size` bytes."""
-    version = npy.read_magic(stream)  # type: ignore[no-untyped-call, unused-ignore]
+    version = npy.read_magic(stream)
     if version not in _HEADERS:
         raise InputError(f"{where}: is of .npy version {version}; save it again with numpy.save")
-    shape, fortran, dtype = _HEADERS[version](stream)  # type: ignore[operator, unused-ignore]
+    shape, fortran, dtype = _HEADERS[version](stream)
     if dtype.hasobject:
         raise InputError(f"{where}: holds a Python pickle, which can run code when opened; save plain numbers")
     if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
@@ -76,6 +77,8 @@ def _read_array(stream: IO[bytes], size: int, max_bytes: int | None, where: str)
         raise InputError(f"{where}: states {count * dtype.itemsize} bytes but holds {size}; it is truncated or damaged")
     if max_bytes is not None and count * dtype.itemsize > max_bytes:
         raise InputError(f"{where}: holds {count * dtype.itemsize >> 20} MiB, more than there is use for here")
-    data = stream.read(count * dtype.itemsize)
-    array: NDArray[Any] = np.frombuffer(bytearray(data), dtype, count=count)
+    data = bytearray()  # numpy makes arrays of it that may be written to, without a copy
+    while piece := stream.read(min(_PIECE_BYTES, count * dtype.itemsize - len(data))):
+        data += piece
+    array: NDArray[Any] = np.frombuffer(data, dtype, count=count)
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

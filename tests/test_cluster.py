@@ -75,7 +75,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for process in reversed(processes):
             process.terminate()
         for process in processes:
-            process.wait(HUNG_S)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:  # a nanny that was told to end while it starts a worker may not
+                process.kill()
+                process.wait()
 
 
 def ran(capsys: pytest.CaptureFixture[str]) -> tuple[list[int], dict[str, Any], str]:

@@ -50,8 +50,13 @@ def configure_zarr() -> None:
     with _configure_lock:
         if _configured:
             return
-        import zarr
+        import warnings
 
+        import zarr
+        from zarr.errors import ZarrUserWarning
+
+        # Of metadata that bend the specification; what matters in them is checked and said by this tool.
+        warnings.filterwarnings("ignore", category=ZarrUserWarning)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = max(2, min(8, cores))
         zarr.config.set({"threading.max_workers": workers, "async.concurrency": workers})

@@ -161,14 +161,21 @@ YAML_PIECES = (
 )
 
 
+def _dumped(document: object) -> bytes:
+    """A document as YAML; as JSON, which is YAML too, where PyYAML cannot write it for its depth."""
+    try:
+        written = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
+    except RecursionError:
+        written = json.dumps(document)
+    return written.encode("utf-8", "surrogatepass")
+
+
 def _yaml_case(rng: random.Random) -> Case:
     command = rng.choice(sorted(corpus.CONFIGURATIONS))
     written = corpus.CONFIGURATIONS[command]
     how = rng.random()
     if how < 0.55:
-        text = yaml.safe_dump(mutate.tree(yaml.safe_load(written), rng), allow_unicode=True, sort_keys=False).encode(
-            "utf-8", "surrogatepass"
-        )
+        text = _dumped(mutate.tree(yaml.safe_load(written), rng))
     elif how < 0.75:
         lines = written.splitlines(keepends=True)
         lines.insert(rng.randrange(len(lines) + 1), rng.choice(YAML_PIECES))

@@ -18,7 +18,8 @@ HANG_S = 10.0
 """CPU seconds a case may take."""
 WALL_S = 300.0
 """Seconds by the clock: many more, since the machine may be busy with other work."""
-COMMAND = (sys.executable, "-m", "tests.fuzz.worker")
+_SHOWN = [part for kind in ("UserWarning", "RuntimeWarning") for part in ("-W", f"always::{kind}")]
+COMMAND = (sys.executable, *_SHOWN, "-m", "tests.fuzz.worker")
 LIVES = 1500
 """Cases a worker runs before it is replaced, so that a slow leak is seen but does not add up."""
 

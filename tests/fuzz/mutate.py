@@ -41,7 +41,10 @@ def value(rng: random.Random) -> Any:
 
 def tree(document: Any, rng: random.Random) -> Any:
     """A copy of a JSON-like document with one to four nodes changed, removed, renamed, doubled or swapped."""
-    document = copy.deepcopy(document)
+    try:
+        document = copy.deepcopy(document)
+    except RecursionError:  # nested by a mutation before
+        return value(rng)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         places = _places(document)
         if not places or rng.random() < 0.02:

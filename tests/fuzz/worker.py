@@ -17,7 +17,6 @@ import resource
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +149,7 @@ def run_case(kind: str, number: int, folder: Path, watch: Watch) -> dict[str, An
     _give_back_memory()
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     wall, cpu = time.monotonic(), time.process_time()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-        warnings.simplefilter("always")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         watch.active = True
         try:
             code = _run(arguments)
