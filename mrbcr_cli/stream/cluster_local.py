@@ -40,6 +40,23 @@ SILENT = logging.CRITICAL + 1
 """Level of dask's own log: what matters of it is said by the drive."""
 
 
+def extensions() -> dict[str, Any]:
+    """The parts of our schedulers: dask's, but for one that moves tasks, and one that keeps a note of every task."""
+    from distributed.scheduler import DEFAULT_EXTENSIONS
+    from distributed.spans import SpansSchedulerExtension
+
+    class NoSpans(SpansSchedulerExtension):
+        """Keeps nothing: a span would remember each block ever submitted."""
+
+        def observe_tasks(self, *_: Any, **__: Any) -> dict[Any, Any]:
+            return {}
+
+        def heartbeat(self, *_: Any) -> None:
+            return None
+
+    return {name: part for name, part in DEFAULT_EXTENSIONS.items() if name != "stealing"} | {"spans": NoSpans}
+
+
 @contextmanager
 def threads_client(workers: int) -> Iterator[Any]:
     """A client whose workers are `workers` threads of this process; it listens on this machine alone, any free port.
@@ -62,6 +79,7 @@ def threads_client(workers: int) -> Iterator[Any]:
             worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=50,
+            scheduler_kwargs={"extensions": extensions()},
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -90,7 +108,13 @@ def processes_client(count: int, device: str) -> Iterator[Any]:
     }
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "protocol": "tcp://", "dashboard_address": "127.0.0.1:0"},
+        "options": {
+            "host": "127.0.0.1",
+            "port": 0,
+            "protocol": "tcp://",
+            "dashboard_address": "127.0.0.1:0",
+            "extensions": extensions(),
+        },
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({**QUIET, **SCHEDULER}))

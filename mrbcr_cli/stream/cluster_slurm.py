@@ -71,7 +71,7 @@ class SlurmJobs:
 
 def job_options(settings: ClusterSettings) -> dict[str, Any]:
     """What SLURMCluster is told: one process for each GPU of a job (else one), each with one thread for blocks."""
-    from mrbcr_cli.stream.cluster_local import SILENT
+    from mrbcr_cli.stream.cluster_local import SILENT, extensions
     from mrbcr_cli.stream.worker import OURS
 
     processes = settings.processes_per_job
@@ -95,7 +95,7 @@ def job_options(settings: ClusterSettings) -> dict[str, Any]:
         "job_extra_directives": [*gpus, *settings.job_extra],
         "job_script_prologue": [*settled, *settings.job_prologue],
         "silence_logs": SILENT,
-        "scheduler_options": {"dashboard_address": ":0"},
+        "scheduler_options": {"dashboard_address": ":0", "extensions": extensions()},
     }
 
 

@@ -191,7 +191,7 @@ def _stand_ins(workers: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    from mrbcr_cli.stream.cluster_local import QUIET, SCHEDULER, SILENT
+    from mrbcr_cli.stream.cluster_local import QUIET, SCHEDULER, SILENT, extensions
 
     with (
         dask.config.set({**QUIET, **SCHEDULER}),
@@ -202,6 +202,7 @@ def _stand_ins(workers: int) -> Iterator[Any]:
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=SILENT,
+            scheduler_kwargs={"extensions": extensions()},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
