@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InterruptedRunError
-from mrbcr_cli.finish import complete, end_of_earlier_run
+from mrbcr_cli.finish import Outcome, complete, end_of_earlier_run
 from mrbcr_cli.images import SourceSpec
 from mrbcr_cli.plan import Plan, make_plan
 from mrbcr_cli.resume import enter, header_of, joined, ranges_of
@@ -27,16 +26,6 @@ from mrbcr_cli.stream.ledger import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
 from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, unfinished_run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one input."""
-
-    output: Path
-    status: str
-    """ "done", "unchanged" (it was done before), "shard" (its share is done) or "planned" (--dry-run)."""
-    summary: dict[str, Any]
 
 
 def deconvolve_file(

@@ -25,12 +25,12 @@ from mrbcr_cli.workfolder import PARTIAL_SUFFIX, Target, busy, clear_away, drop_
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What `mrbcr finish` did."""
+class Outcome:
+    """What became of one input, or of the output of shards."""
 
     output: Path
     status: str
-    """ "done", or "unchanged" (it was done before)."""
+    """ "done", "unchanged" (it was done before), "verified", "shard" (its share is done) or "planned" (--dry-run)."""
     summary: dict[str, Any]
 
 
@@ -107,7 +107,7 @@ def figures_of(run: RunRecord, records: Mapping[int, BlockRecord]) -> dict[str, 
     }
 
 
-def finish_output(output: Path, reporter: Reporter, *, verify: bool = False) -> Finished:
+def finish_output(output: Path, reporter: Reporter, *, verify: bool = False) -> Outcome:
     """Make OUTPUT of a working folder whose blocks are all done; with `verify` hold each against its checksum first.
 
     An output that is finished is left alone, or verified. Raises IncompleteError (exit 3) for blocks that are missing
@@ -134,18 +134,18 @@ def finish_output(output: Path, reporter: Reporter, *, verify: bool = False) -> 
             ) from error
 
 
-def _finished_before(target: Target, reporter: Reporter, verify: bool) -> Finished:
+def _finished_before(target: Target, reporter: Reporter, verify: bool) -> Outcome:
     record = read_provenance(target.path) if target.path.exists() else None
     if record is None:
         raise InputError(f"{target.path}: no unfinished run ({target.partial.name}) and no output of mrbcr is there")
     if verify:
         checked = verify_finished(target, reporter)
-        return Finished(target.path, "verified", {"fingerprint": record.get("fingerprint"), "blocks": checked})
+        return Outcome(target.path, "verified", {"fingerprint": record.get("fingerprint"), "blocks": checked})
     reporter.info(f"{target.path}: already done, nothing to do")
-    return Finished(target.path, "unchanged", {"fingerprint": record.get("fingerprint")})
+    return Outcome(target.path, "unchanged", {"fingerprint": record.get("fingerprint")})
 
 
-def _finish_run(contents: LedgerContents, target: Target, reporter: Reporter, verify: bool) -> Finished:
+def _finish_run(contents: LedgerContents, target: Target, reporter: Reporter, verify: bool) -> Outcome:
     from mrbcr_cli.images.omezarr_write import kept_source_xml
 
     run = read_header(contents.header, target.ledger)
@@ -168,7 +168,7 @@ def _finish_run(contents: LedgerContents, target: Target, reporter: Reporter, ve
         summary = complete(contents.header, ledger.records, target, reporter, source_xml=kept_source_xml(target.store))
     clear_away(target)
     reporter.info(f"{target.path}: finished, {len(run.grid)} blocks" + (", each verified" if verify else ""))
-    return Finished(target.path, "done", {**summary, "verified": verify})
+    return Outcome(target.path, "done", {**summary, "verified": verify})
 
 
 def _raise_if_missing(ledger: RunLedger, run: RunRecord, target: Target, reporter: Reporter) -> None:
