@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
 import zarr
 from numpy.typing import NDArray
@@ -73,3 +77,38 @@ def pixels(path: Path) -> NDArray[Any]:
     if path.is_dir():
         return np.asarray(zarr.open_group(path, mode="r")["0"][:])  # type: ignore[index]
     return np.asarray(tifffile.imread(path))
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Let the run end with a full disk after so many blocks."""
+    from mrbcr_cli.stream.ledger import Ledger
+
+    real, done = Ledger.append, 0
+
+    def full(self: Any, record: Any) -> None:
+        nonlocal done
+        done += 1
+        if done > blocks:
+            raise OSError(28, "No space left on device")
+        real(self, record)
+
+    monkeypatch.setattr(Ledger, "append", full)
+
+
+APPEND = "mrbcr_cli.stream.ledger:Ledger.append"
+"""Where a block is written down as done, for `die_at`."""
+
+
+def die_at(where: str, count: int, number: int, *arguments: object) -> tuple[int, str]:
+    """Run `mrbcr deconvolve` in a process that gets a signal at the `count`-th call of a function; code and stderr."""
+    command = [sys.executable, "-m", "tests.dying", where, str(count), str(int(number)), "deconvolve"]
+    ended = subprocess.run(
+        [*command, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return ended.returncode, ended.stderr

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from mrbcr_cli.images import omezarr_level
+from mrbcr_cli import whole_file
 from mrbcr_cli.stream import ledger as ledger_module
 from mrbcr_cli.stream.ledger import Ledger, read_ledger
-from tests.helpers import deconvolve, pixels, spots, tiny_weights
+from tests.helpers import APPEND, deconvolve, die_at, full_after, pixels, spots, tiny_weights
 
 BLOCKS = 24
 TILE = ("--tile-size", 112)
@@ -73,17 +73,7 @@ def resumed(job: tuple[Path, Path, np.ndarray], output: Path, capsys: pytest.Cap
 
 def die(job: tuple[Path, Path, np.ndarray], output: Path, where: str, count: int, number: int) -> tuple[int, str]:
     """Run the command in a process that gets a signal at the `count`-th call of a function; exit code and stderr."""
-    command = [sys.executable, "-m", "tests.dying", where, str(count), str(int(number)), "deconvolve", str(job[0])]
-    ended = subprocess.run(
-        [*command, "-o", str(output), "-m", str(job[1]), *map(str, TILE), "-q"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return ended.returncode, ended.stderr
+    return die_at(where, count, number, job[0], "-o", output, "-m", job[1], *TILE, "-q")
 
 
 def fill(place: Path, leave_bytes: int = 0) -> Path:
@@ -93,23 +83,6 @@ def fill(place: Path, leave_bytes: int = 0) -> Path:
     with path.open("wb") as file:
         file.write(b"\1" * max(status.f_bavail * status.f_frsize - leave_bytes, 0))
     return path
-
-
-def full_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
-    """Let the run end with a full disk after so many blocks."""
-    real, done = Ledger.append, 0
-
-    def full(self: Ledger, record: Any) -> None:
-        nonlocal done
-        done += 1
-        if done > blocks:
-            raise OSError(28, "No space left on device")
-        real(self, record)
-
-    monkeypatch.setattr(Ledger, "append", full)
-
-
-APPEND = "mrbcr_cli.stream.ledger:Ledger.append"
 
 
 def test_killed_five_times_over_one_output(
@@ -184,7 +157,7 @@ def test_a_disk_that_is_really_full(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = small_disk / "o.ome.zarr"
-    real = omezarr_level.put_durably_from
+    real = whole_file.put_durably_from
     chunks = 0
     filled = threading.Lock()  # once: filling anew would make room for a moment, and chunks are written side by side
 
@@ -203,7 +176,7 @@ def test_a_disk_that_is_really_full(
             fill(small_disk, 4096 if moment == "chunk" else 0)  # so that a part of the chunk is taken
         real(path, parts)
 
-    monkeypatch.setattr(omezarr_level, "put_durably_from", filling)
+    monkeypatch.setattr(whole_file, "put_durably_from", filling)
     assert deconvolve(job[0], "-o", output, "-m", job[1], *TILE, "-q") == 3
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()

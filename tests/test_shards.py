@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mrbcr_cli.finish import shards_of
 from mrbcr_cli.images import read_provenance
 from mrbcr_cli.stream.ledger import read_ledger
 from mrbcr_cli.stream.shards import RunLedger, Shard, parse_shard, ranges_text
-from tests.helpers import deconvolve, pixels, spots, tiny_weights
+from tests.helpers import APPEND, deconvolve, die_at, full_after, pixels, spots, tiny_weights
 
 BLOCKS = 16
 SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
@@ -216,7 +215,7 @@ def test_shards_take_over_an_unsharded_run(
     tmp_path: Path, job: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "o.ome.zarr"
-    stop_after(monkeypatch, 5)
+    full_after(monkeypatch, 5)
     assert deconvolve(*job["args"], "-o", output, "-q") == 3
     monkeypatch.undo()
     for shard in ("0/2", "1/2"):
@@ -224,22 +223,6 @@ def test_shards_take_over_an_unsharded_run(
     assert len(events(capsys.readouterr().out, "block")) == BLOCKS - 5
     assert finish(output, "-q") == 0
     assert_same_output(output, job["wholes"]["o.ome.zarr"])
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
-    """Let the disk be full after so many blocks."""
-    from mrbcr_cli.stream.ledger import Ledger
-
-    real, done = Ledger.append, 0
-
-    def full(self: Ledger, record: Any) -> None:
-        nonlocal done
-        done += 1
-        if done > blocks:
-            raise OSError(28, "No space left on device")
-        real(self, record)
-
-    monkeypatch.setattr(Ledger, "append", full)
 
 
 def test_who_keeps_whom_away(tmp_path: Path, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,34 +390,19 @@ def test_a_shard_whose_input_changes_meanwhile_loses_its_own_work_alone(
     assert np.array_equal(pixels(output), pixels(job["wholes"]["o.ome.zarr"]))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGKILL)
-
-
-def _term(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-
-
-@pytest.mark.parametrize(("end", "code"), [(_kill, -9), (_term, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
 def test_a_shard_that_is_ended_is_taken_up_by_its_rerun(
     tmp_path: Path,
     job: dict[str, Any],
-    end: Callable[[subprocess.Popen[bytes]], None],
+    number: int,
     code: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tests.test_resume import wait_for_blocks
-
     output = tmp_path / "o.ome.zarr"
     assert deconvolve(*job["args"], "-o", output, "--shard", "1/2", "-q") == 0
     ledger = tmp_path / "o.ome.zarr.partial" / "ledger.0000-of-0002.jsonl"
-    process = start(job, output, "0/2")
-    wait_for_blocks(process, ledger, 2)
-    end(process)
-    process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("the shard was done before the signal came")
-    assert process.returncode == code
+    ended, said = die_at(APPEND, 3, number, *job["args"], "-o", output, "--shard", "0/2", "-q")
+    assert ended == code, said
     kept = ledgers(ledger.parent)[ledger.name]
     assert deconvolve(*job["args"], "-o", output, "--shard", "0/2", "-q", "--json") == 0
     redone = [e["number"] for e in events(capsys.readouterr().out, "block")]
@@ -449,7 +417,7 @@ def test_ranges_of_a_dropped_run_do_not_live_on(
     """--overwrite over the unfinished run of another image once took that image's intensity range."""
     other = tmp_path / "other.tif"
     tifffile.imwrite(other, 7 * spots((4, 300, 256), seed=3), metadata={"axes": "ZYX"}, photometric="minisblack")
-    stop_after(monkeypatch, 2)
+    full_after(monkeypatch, 2)
     assert deconvolve(other, "-m", job["weights"], "-o", tmp_path / "o.ome.zarr", "-q") == 3
     monkeypatch.undo()
     assert deconvolve(*job["args"], "-o", tmp_path / "o.ome.zarr", "-q", "--overwrite") == 0
