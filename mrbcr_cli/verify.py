@@ -17,11 +17,12 @@ from typing import Any
 from mrbcr_cli.capacity import cpu_count
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import IncompleteError, InputError
-from mrbcr_cli.images.omezarr_level import Level, block_checksum, open_level0, put_durably_from, write_group
+from mrbcr_cli.images.omezarr_level import Level, block_checksum, open_level0, write_group
 from mrbcr_cli.images.omezarr_meta import UNFINISHED
 from mrbcr_cli.resume import read_header
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.ledger import FORMAT, BlockRecord, LedgerContents, read_ledger
+from mrbcr_cli.whole_file import put_durably_from
 from mrbcr_cli.workfolder import Target, begin, drop_partial, standing_run, unfinished_run
 
 KEPT_LEDGER = "mrbcr-blocks.jsonl"

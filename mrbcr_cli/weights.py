@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mrbcr_cli.domain import wrong_limits
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.whole_file import put_durably
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -290,27 +289,10 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], card: Weigh
     _check_finite(tensors, str(target))
     data = save(tensors, metadata={CARD_KEY: card.to_json()})
     try:
-        _replace_file(target, data)
+        put_durably(target, data)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     return hashlib.sha256(data).hexdigest()
-
-
-def _replace_file(target: Path, data: bytes) -> None:
-    """Write `data` beside `target`, then rename over it, so that no reader ever sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)  # mkstemp makes private files; weights get the permissions of any new file
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def build_network(loaded: LoadedWeights) -> Published | Mrbcr:

@@ -6,22 +6,26 @@ name, never a part; the bytes are on disk before the name is theirs.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"
+"""Suffix of a file being written; only a killed process leaves one behind."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write what takes the place of `path` to; nothing changes there where the block raises. Raises OSError.
 
-    One writer at a time: what it writes to lies beside `path`, under its name and `.partial`.
+    What is written lies in `partial` until it is whole: by default beside `path`, under its name and `.partial`, which
+    is for one writer at a time.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + PARTIAL) if partial is None else partial
     try:
         with partial.open("wb") as file:
             yield file
@@ -37,3 +41,30 @@ def replace_text(path: Path, text: str) -> None:
     """Put UTF-8 text under a name. Raises OSError."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def put_durably(path: Path, data: bytes | memoryview) -> None:
+    """Put bytes under a name, whose folder is made where it is missing; any number of writers. Raises OSError."""
+    put_durably_from(path, (data,))
+
+
+def put_durably_from(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """`put_durably` for data that come in parts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")) as file:
+        for part in parts:
+            file.write(part)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable where the system can (Windows and some network disks cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

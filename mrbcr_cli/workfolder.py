@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from mrbcr_cli.images import OutputFormat, SourceSpec, read_provenance
 from mrbcr_cli.images.omezarr_meta import is_zarr
 from mrbcr_cli.stream.ledger import LedgerContents, LockedError, hold, read_ledger
 from mrbcr_cli.stream.shards import Shard, run_id
+from mrbcr_cli.whole_file import sync
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -139,7 +139,7 @@ def begin(target: Target, fill: Callable[[Target], None]) -> bool:
     try:
         staged.partial.mkdir(parents=True)
         fill(staged)
-        _sync_folder(staged.partial)
+        sync(staged.partial)
         staged.partial.rename(target.partial)
     except OSError as error:
         shutil.rmtree(staged.partial, ignore_errors=True)
@@ -149,7 +149,7 @@ def begin(target: Target, fill: Callable[[Target], None]) -> bool:
     except BaseException:
         shutil.rmtree(staged.partial, ignore_errors=True)
         raise
-    _sync_folder(target.path.parent)
+    sync(target.path.parent)
     return True
 
 
@@ -176,7 +176,7 @@ def drop_partial(target: Target, seen: tuple[Any, Any] | None = None) -> None:
         if seen is None:
             return
         raise MovedOnError from error
-    _sync_folder(target.path.parent)
+    sync(target.path.parent)
     clear_away(target)
 
 
@@ -187,14 +187,13 @@ def _is_ours(name: str) -> bool:
 def put_in_place(ready: Path, target: Target) -> None:
     """Rename the finished result to its name; an older output steps aside first and is removed last."""
     if ready.is_file():
-        with ready.open("rb") as data:
-            os.fsync(data.fileno())
+        sync(ready)
     if target.path.exists():
         target.path.rename(target.replaced)
     ready.rename(target.path)
-    _sync_folder(target.path.parent)
+    sync(target.path.parent)
     target.partial.rename(target.aside("gone"))
-    _sync_folder(target.path.parent)
+    sync(target.path.parent)
     clear_away(target)
 
 
@@ -214,14 +213,3 @@ def busy(target: Target, shard: Shard | None = None) -> IncompleteError:
     return IncompleteError(
         f"{target.partial}: another run is writing there{doing}; wait for it, or choose another --output"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put renames and removals in a folder on disk (where the system can)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -483,7 +483,7 @@ def test_the_device_of_a_cluster_is_found_on_its_workers(case: tuple[Path, Path,
 
 def test_a_shard_appears_by_one_rename(tmp_path: Path) -> None:
     """Two tries of a block may write at the same time: each writes a file of its own and renames it over the shard."""
-    from mrbcr_cli.images.omezarr_level import put_durably
+    from mrbcr_cli.whole_file import put_durably
 
     put_durably(tmp_path / "shard", b"one")
     inode = (tmp_path / "shard").stat()[stat.ST_INO]

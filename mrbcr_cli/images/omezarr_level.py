@@ -12,9 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,14 +23,13 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import omezarr_meta as meta
 from mrbcr_cli.images.base import OutputSpec, Region
 from mrbcr_cli.images.omezarr import check_region, configure_zarr, open_zarr_array, read_pixels
+from mrbcr_cli.whole_file import put_durably, sync
 
 if TYPE_CHECKING:
     import zarr
     from zarr.abc.store import Store
 
 Version = Literal["0.5", "0.4"]
-PARTIAL = ".partial"
-"""Suffix of a file being written; only a killed process leaves one behind, and `finish` removes it."""
 
 _INNER_PX = 512
 _WHOLE_PX = 1024
@@ -239,41 +235,6 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write `document` durably. Raises ValueError for NaN or infinity, which are no JSON."""
     put_durably(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode())
     sync(path.parent)
-
-
-def put_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write `path` whole or not at all: into a file beside it, synced, then renamed over it."""
-    put_durably_from(path, (data,))
-
-
-def put_durably_from(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """`put_durably` for data that come in parts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with partial.open("wb") as handle:
-            for part in parts:
-                handle.write(part)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable where the system can (Windows and some network disks cannot)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as exc:
-        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _cut(size: int, block: int, target: int) -> tuple[int, int]:

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from mrbcr_cli.images import omezarr_meta as meta
 from mrbcr_cli.images.base import OutputSpec, Region
 from mrbcr_cli.images.omezarr_level import (
-    PARTIAL,
     ArrayLayout,
     Level,
     Level0,
@@ -36,11 +35,10 @@ from mrbcr_cli.images.omezarr_level import (
     open_level,
     open_level0,
     plan_layout,
-    put_durably,
-    sync,
     write_group,
 )
 from mrbcr_cli.intensity import PERCENTILES
+from mrbcr_cli.whole_file import PARTIAL, put_durably, sync
 
 __all__ = [
     "ArrayLayout",

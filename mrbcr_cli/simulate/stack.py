@@ -319,7 +319,7 @@ def _read_scale(target: Target) -> dict[str, Any] | None:
 
 
 def _write_scale(target: Target, scale: dict[str, Any]) -> None:
-    from mrbcr_cli.images.omezarr_level import put_durably
+    from mrbcr_cli.whole_file import put_durably
 
     put_durably(_scale_file(target), json.dumps(scale).encode())
 
