@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mrbcr_cli.domain import wrong_limits
 from mrbcr_cli.errors import InputError
-from mrbcr_cli.whole_file import put_durably
+from mrbcr_cli.whole_file import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -289,7 +289,8 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], card: Weigh
     _check_finite(tensors, str(target))
     data = save(tensors, metadata={CARD_KEY: card.to_json()})
     try:
-        put_durably(target, data)
+        with replacing(target) as file:
+            file.write(data)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     return hashlib.sha256(data).hexdigest()

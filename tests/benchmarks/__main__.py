@@ -15,7 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import domain, explicit, memory, networks, pairs, psf, scaling, simulate_stack, startup, streaming
+from tests.benchmarks import (
+    domain,
+    explicit,
+    memory,
+    networks,
+    pairs,
+    psf,
+    scaling,
+    simulate_stack,
+    soak,
+    startup,
+    streaming,
+)
 
 BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "startup": startup.measure,
@@ -28,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "stack": simulate_stack.measure,
     "domain": domain.measure,
     "scaling": scaling.measure,
+    "soak": soak.measure,
 }
 
 
