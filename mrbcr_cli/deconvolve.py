@@ -22,7 +22,7 @@ from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.drive import DriveResult, drive
 from mrbcr_cli.stream.engine import Job, RefusedError, describe, forget_run
-from mrbcr_cli.stream.ledger import BlockRecord
+from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
 from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, unfinished_run

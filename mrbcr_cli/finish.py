@@ -17,7 +17,8 @@ from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
 from mrbcr_cli.images import find_source, open_source, read_provenance
 from mrbcr_cli.resume import RunRecord, read_header
-from mrbcr_cli.stream.ledger import BlockRecord, LedgerContents, LockedError
+from mrbcr_cli.stream.ledger import LedgerContents, LockedError
+from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard, ranges_text, runs_of
 from mrbcr_cli.stream.signals import interrupt_on_signal
 from mrbcr_cli.verify import damage_text, damaged_blocks, keep_ledger, verify_finished
@@ -91,19 +92,25 @@ def _build(run: RunRecord, spec: Any, target: Target, reporter: Reporter) -> Pat
 
 def figures_of(run: RunRecord, records: Mapping[int, BlockRecord]) -> dict[str, Any]:
     """What is known at the end of a run, JSON-able; the same for any order in which its blocks were done."""
+    seconds = dict.fromkeys(("read", "compute", "write"), 0.0)
+    clipped = non_finite = 0
+    notes = dict.fromkeys(run.notes)
+    for number in sorted(records):
+        record = records[number]
+        clipped, non_finite = clipped + record.clipped, non_finite + record.non_finite
+        notes |= dict.fromkeys(record.notes)
+        for name in seconds:
+            seconds[name] += record.seconds.get(name, 0.0)
     pixels = math.prod(run.grid.shape)
-    in_order = [records[number] for number in sorted(records)]
-    seconds = {name: round(sum(r.seconds.get(name, 0.0) for r in in_order), 3) for name in ("read", "compute", "write")}
-    clipped = sum(r.clipped for r in in_order)
     return {
         "fingerprint": run.fingerprint,
         "blocks": len(run.grid),
         "pixels": pixels,
         "clipped": clipped,
         "clipped_fraction": clipped / pixels,
-        "non_finite": sum(r.non_finite for r in in_order),
-        "seconds": seconds,
-        "notes": list(dict.fromkeys([*run.notes, *(note for r in in_order for note in r.notes)])),
+        "non_finite": non_finite,
+        "seconds": {name: round(taken, 3) for name, taken in seconds.items()},
+        "notes": list(notes),
     }
 
 
@@ -202,7 +209,7 @@ def shards_of(missing: Iterable[int], known: Iterable[Shard], total: int) -> dic
 
 
 def _verify_run(ledger: RunLedger, run: RunRecord, target: Target, reporter: Reporter) -> None:
-    damaged = damaged_blocks(target.store, run.grid, ledger.checksums, reporter)
+    damaged = damaged_blocks(target.store, run.grid, range(len(run.grid)), ledger.checksums, reporter)
     if not damaged:
         return
     ledger.take_back(damaged)

@@ -78,7 +78,7 @@ def survey_channel(
     out. A channel without contrast gets a range of width 1, and a note.
     """
     exact = int(np.prod(shape_tzyx, dtype=object)) <= EXACT_PIXELS
-    regions = _all_planes(shape_tzyx) if exact else _boxes(shape_tzyx)
+    regions = _all_planes(shape_tzyx) if exact else survey_boxes(shape_tzyx)
     samples, bad, seen = [], 0, 0
     for region in regions:
         values = read_tzyx(region).ravel()
@@ -147,8 +147,8 @@ def _pieces(shape_tzyx: tuple[int, int, int, int]) -> Iterator[tuple[slice, slic
         )
 
 
-def _boxes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slice, slice, slice]]:
-    """Boxes at seeded positions, in file order so that a reader's cache of decoded planes serves neighbours."""
+def survey_boxes(shape_tzyx: tuple[int, int, int, int]) -> list[tuple[slice, slice, slice, slice]]:
+    """Where a large channel is looked at: seeded boxes, in file order so that a reader's cache serves neighbours."""
     rng = np.random.default_rng(SEED)
     starts = []
     for _ in range(SAMPLE_BOXES):

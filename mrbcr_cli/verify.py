@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from mrbcr_cli.images.omezarr_level import Level, block_checksum, open_level0, w
 from mrbcr_cli.images.omezarr_meta import UNFINISHED
 from mrbcr_cli.resume import read_header
 from mrbcr_cli.stream.blocks import Grid
-from mrbcr_cli.stream.ledger import FORMAT, BlockRecord, LedgerContents, read_ledger
+from mrbcr_cli.stream.ledger import FORMAT, LedgerContents, read_ledger
+from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.whole_file import put_durably_from
 from mrbcr_cli.workfolder import Target, begin, drop_partial, standing_run, unfinished_run
 
@@ -31,9 +32,9 @@ _BATCH = 64
 
 
 def damaged_blocks(
-    store: Path, grid: Grid, checksums: Mapping[int, Collection[str]], reporter: Reporter
+    store: Path, grid: Grid, blocks: Sequence[int], checksums: Callable[[int], Collection[str]], reporter: Reporter
 ) -> dict[int, str]:
-    """Read back every block that has checksums; return what is wrong with each that has none of these.
+    """Read back blocks; return what is wrong with each whose pixels have none of its checksums.
 
     Raises IncompleteError where the disk fails (so nothing is known of a block), InputError where there is no store.
     """
@@ -41,15 +42,14 @@ def damaged_blocks(
     found: dict[int, str] = {}
 
     def look(number: int) -> tuple[int, str | None]:
-        return number, _damage(level, grid, number, checksums[number])
+        return number, _damage(level, grid, number, checksums(number))
 
     with (
         ThreadPoolExecutor(cpu_count()) as pool,
-        reporter.progress(f"verifying {store.parent.name}", len(checksums)) as progress,
+        reporter.progress(f"verifying {store.parent.name}", len(blocks)) as progress,
     ):
-        numbers = sorted(checksums)
-        for start in range(0, len(numbers), _BATCH):  # a million futures at once would take more than the pixels
-            for number, problem in pool.map(look, numbers[start : start + _BATCH]):
+        for start in range(0, len(blocks), _BATCH):  # a million futures at once would take more than the pixels
+            for number, problem in pool.map(look, blocks[start : start + _BATCH]):
                 progress.advance()
                 if problem is not None:
                     found[number] = problem
@@ -83,15 +83,21 @@ def keep_ledger(store: Path, header: Mapping[str, Any], records: Mapping[int, Bl
     """
     lasting = {name: value for name, value in header.items() if name not in ("ledger", "id", "overwrite")}
     lasting["source"] = {name: value for name, value in header["source"].items() if name != "folder"}
-    timeless = {number: replace(record, seconds={}) for number, record in records.items()}
-    put_durably_from(store / "0" / KEPT_LEDGER, _lines(lasting, timeless))
+    put_durably_from(store / "0" / KEPT_LEDGER, _lines(lasting, records, timeless=True))
 
 
-def _lines(header: Mapping[str, Any], records: Mapping[int, BlockRecord]) -> Iterator[bytes]:
+def _lines(
+    header: Mapping[str, Any],
+    records: Mapping[int, BlockRecord],
+    *,
+    without: Collection[int] = (),
+    timeless: bool = False,
+) -> Iterator[bytes]:
     """A whole ledger, in the order of the blocks."""
     yield json.dumps({"ledger": FORMAT, **header}, separators=(",", ":")).encode() + b"\n"
-    for number in sorted(records):
-        yield json.dumps(asdict(records[number]), separators=(",", ":")).encode() + b"\n"
+    for number in sorted(set(records).difference(without)):
+        record = replace(records[number], seconds={}) if timeless else records[number]
+        yield json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n"
 
 
 def verify_finished(target: Target, reporter: Reporter) -> int:
@@ -105,8 +111,10 @@ def verify_finished(target: Target, reporter: Reporter) -> int:
         raise InputError(f"{target.path}: keeps no checksums (OME-TIFF has none), so it cannot be verified")
     run = read_header({**kept.header, "overwrite": False}, target.path)
     missing = {number: "has no checksum" for number in range(len(run.grid)) if number not in kept.records}
-    checksums = {number: {record.checksum} for number, record in kept.records.items() if number < len(run.grid)}
-    damaged = missing | damaged_blocks(target.path, run.grid, checksums, reporter)
+    known = [number for number in range(len(run.grid)) if number in kept.records]
+    damaged = missing | damaged_blocks(
+        target.path, run.grid, known, lambda number: {kept.records[number].checksum}, reporter
+    )
     if not damaged:
         reporter.info(f"{target.path}: {len(run.grid)} blocks verified, none is damaged")
         return len(run.grid)
@@ -125,9 +133,8 @@ def _reopen(target: Target, kept: LedgerContents, damaged: Collection[int]) -> N
     drop_partial(target, standing_run(target))
 
     def fill(staged: Target) -> None:
-        sound = {number: record for number, record in kept.records.items() if number not in damaged}
         header = {**kept.header, "id": uuid.uuid4().hex, "overwrite": False}
-        put_durably_from(staged.ledger, _lines(header, sound))
+        put_durably_from(staged.ledger, _lines(header, kept.records, without=damaged))
 
     if not begin(target, fill):
         raise IncompleteError(f"{target.partial}: another run has begun there; run mrbcr finish --verify again")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, read_ledger
+from mrbcr_cli.stream.ledger import Ledger, read_ledger
+from mrbcr_cli.stream.records import BlockRecord, Records
 
 
 def written(path: Path, count: int = 3) -> bytes:
@@ -58,3 +61,37 @@ def test_what_is_no_ledger_is_none(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     assert read_ledger(path) is None
     assert read_ledger(tmp_path / "missing") is None
+
+
+_NUMBERS = st.one_of(st.integers(0, 2**62), st.integers(2**64, 2**70))
+_TIMES = st.floats(0, 1e6, allow_nan=False)
+_SECONDS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"read": _TIMES, "compute": _TIMES, "write": _TIMES}),
+    st.dictionaries(st.sampled_from(["write", "read", "camera"]), _TIMES),
+)
+_CHECKSUMS = st.one_of(st.binary(min_size=16, max_size=16).map(bytes.hex), st.text(max_size=40), st.just("A" * 32))
+
+
+@given(
+    st.lists(
+        st.builds(
+            BlockRecord,
+            st.integers(0, 9),
+            _CHECKSUMS,
+            _NUMBERS,
+            _NUMBERS,
+            _SECONDS,
+            st.lists(st.text(max_size=9), max_size=2).map(tuple),
+        )
+    )
+)
+def test_packed_records_are_a_dict_of_records(records: list[BlockRecord]) -> None:
+    packed, plain = Records(), dict[int, BlockRecord]()
+    for record in records:
+        packed[record.block] = plain[record.block] = record
+    assert list(packed.items()) == list(plain.items())
+    for block in list(plain)[::2]:
+        assert packed.pop(block) == plain.pop(block)
+    assert (list(packed), len(packed)) == (list(plain), len(plain))
+    assert all((block in packed) == (block in plain) for block in range(10))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,8 @@ GUIDE_BINS = 22
 TILE_PX = 64
 _SHARE, _LEAST_TILES, _MOST_TILES = 4, 4, 256
 """One tile in four is looked at, the most varied: empty ground would dilute what the structures show."""
+_TILES_AT_ONCE = 512
+"""Many small windows one by one would cost more calls than arithmetic."""
 _LEAST_POWER = 1e-7
 """Of an intensity range of 1: far below the noise of any camera."""
 _MIDDLE, _SPREAD = -3.0, 1.5
@@ -45,25 +48,26 @@ def tile_powers(tiles: Tensor) -> Tensor:
     weight = window[:, None] * window
     level = (tiles * weight).sum((1, 2), keepdim=True) / weight.sum()
     power = torch.fft.fft2((tiles - level) * weight).abs().square() / weight.square().sum()
-    ring = _rings().to(tiles.device)
-    count = torch.bincount(ring, minlength=GUIDE_BINS + 1)
+    ring, area = (fixed.to(tiles.device) for fixed in _rings())
     summed = power.new_zeros(len(tiles), GUIDE_BINS + 1).index_add_(1, ring, power.flatten(1))
-    mean: Tensor = (summed / count)[:, 1:]
+    mean: Tensor = summed[:, 1:] / area
     return mean
 
 
-def _rings() -> Tensor:
-    """Ring of each frequency of fft2, flattened: 1 to 22, and 0 for the mean."""
+@lru_cache(maxsize=1)
+def _rings() -> tuple[Tensor, Tensor]:
+    """Ring of each frequency of fft2, flattened: 1 to 22, and 0 for the mean; and how many frequencies a ring has."""
     index = torch.fft.fftfreq(TILE_PX, 1 / TILE_PX)
     radius = torch.hypot(index[:, None], index[None]).round().long()
-    return ((radius + 1) // 2).clamp_max(GUIDE_BINS).flatten()
+    ring = ((radius + 1) // 2).clamp_max(GUIDE_BINS).flatten()
+    return ring, torch.bincount(ring)[1:]
 
 
 def _guide(powers: Tensor) -> Tensor:
     """The guide (22,) from the powers of all tiles (N, 22) of an image."""
     count = min(max(-(-len(powers) // _SHARE), _LEAST_TILES), _MOST_TILES, len(powers))
     # Rings count by their area: the sum is the variance of the tile.
-    area = torch.bincount(_rings(), minlength=GUIDE_BINS + 1)[1:].to(powers)
+    area = _rings()[1].to(powers)
     chosen = (powers * area).sum(1).topk(count).indices
     return ((powers[chosen].mean(0) + _LEAST_POWER).log10() - _MIDDLE) / _SPREAD
 
@@ -83,14 +87,21 @@ def guide_of_windows(windows: Iterable[NDArray[Any]], low: float, high: float) -
 
     Tiles that hold NaN or infinity are left out; None where there is no other. Rounded, so that machines agree.
     """
-    found = []
+    found: list[Tensor] = []
+    waiting: list[Tensor] = []
     for window in windows:
         image = torch.from_numpy(((window.astype("float64") - low) / (high - low)).astype("float32"))[None, None]
         image = _at_least_a_tile(image)
         tiles = image[0, 0].unfold(0, TILE_PX, TILE_PX).unfold(1, TILE_PX, TILE_PX).reshape(-1, TILE_PX, TILE_PX)
-        tiles = tiles[tiles.isfinite().all(dim=2).all(dim=1)]
+        if window.dtype.kind == "f":
+            tiles = tiles[tiles.isfinite().all(dim=2).all(dim=1)]
         if len(tiles):
-            found.append(tile_powers(tiles))
+            waiting.append(tiles)
+        if sum(map(len, waiting)) >= _TILES_AT_ONCE:
+            found.append(tile_powers(torch.cat(waiting)))
+            waiting.clear()
+    if waiting:
+        found.append(tile_powers(torch.cat(waiting)))
     powers = torch.cat(found) if found else torch.empty(0, GUIDE_BINS)
     powers = powers[powers.isfinite().all(dim=1)]
     return tuple(round(float(v), _DECIMALS) for v in _guide(powers)) if len(powers) else None

@@ -23,6 +23,8 @@ def db3_filters() -> tuple[Tensor, Tensor]:
     """Return the orthonormal db3 low-pass and high-pass filters, (6,) each, float64, from their closed form."""
     root10 = math.sqrt(10)
     root = math.sqrt(5 + 2 * root10)
+    # On the CPU also where a network is built without memory (device "meta"): there even a division takes a second,
+    # for the compiler that it imports.
     low = torch.tensor(
         [
             1 + root10 + root,
@@ -33,8 +35,9 @@ def db3_filters() -> tuple[Tensor, Tensor]:
             1 + root10 - root,
         ],
         dtype=torch.float64,
+        device="cpu",
     ) / (16 * math.sqrt(2))
-    signs = torch.tensor([1.0, -1.0] * 3, dtype=torch.float64)
+    signs = torch.tensor([1.0, -1.0] * 3, dtype=torch.float64, device="cpu")
     return low, signs * low.flip(0)  # quadrature mirror: g[n] = (-1)^n h[5 - n]
 
 
@@ -58,7 +61,7 @@ class WaveletBank(nn.Module):
         super().__init__()
         self.channels = channels
         kernels = bank_kernels()
-        eye = torch.eye(channels, dtype=torch.float64)
+        eye = torch.eye(channels, dtype=torch.float64, device="cpu")
         analysis = torch.einsum("bij,co->bocij", kernels, eye).reshape(BANDS * channels, channels, 6, 6)
         # Polyphase form of the transposed bank: one 3x3 convolution gives the four pixel phases, ordered as
         # pixel_shuffle wants them (channel, row phase, column phase). The factor 4 undoes the two scalings by 1/2.

@@ -31,8 +31,9 @@ from mrbcr_cli.simulate.npz import check_npz
 from mrbcr_cli.simulate.pair import PairsJob, make_pair
 from mrbcr_cli.simulate.pairs_settings import PairsSettings
 from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_sources
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, read_ledger
+from mrbcr_cli.stream.ledger import Ledger, LockedError, read_ledger
 from mrbcr_cli.stream.pool import RESUME, Work, drive, workers_for
+from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.signals import stop_on_signal
 from mrbcr_cli.workfolder import Target, busy, check_place, drop_partial, finished_before, put_in_place
 

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,9 @@ from mrbcr_cli.simulate.stack_grid import PEAK_SHARE, make_grid, sampled_blocks
 from mrbcr_cli.simulate.stack_light import VolumeLight
 from mrbcr_cli.simulate.stack_plan import StackPlan, describe_plan, plan_stack, provenance, source_of, truth_meaning
 from mrbcr_cli.simulate.stack_settings import StackSettings
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError
+from mrbcr_cli.stream.ledger import Ledger, LockedError
 from mrbcr_cli.stream.pool import RESUME, Submit, Work, drive, workers_for
+from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.signals import interrupt_on_signal, stop_on_signal
 from mrbcr_cli.workfolder import (
     Target,
@@ -324,7 +325,7 @@ def _write_scale(target: Target, scale: dict[str, Any]) -> None:
     put_durably(_scale_file(target), json.dumps(scale).encode())
 
 
-def _summary(plan: StackPlan, records: dict[int, BlockRecord], resumed: int) -> dict[str, Any]:
+def _summary(plan: StackPlan, records: Mapping[int, BlockRecord], resumed: int) -> dict[str, Any]:
     dark = sum(int(note.split()[0]) for r in records.values() for note in r.notes if note.endswith(DARK))
     voxels = math.prod(plan.spec.shape)
     saturated = sum(r.clipped for r in records.values())

@@ -23,8 +23,8 @@ from mrbcr_cli.restore import tune_allocator
 from mrbcr_cli.simulate.stack_grid import lengths_of
 from mrbcr_cli.simulate.stack_light import Light, slabs_of
 from mrbcr_cli.stream.blocks import Grid
-from mrbcr_cli.stream.ledger import BlockRecord
 from mrbcr_cli.stream.pool import Work
+from mrbcr_cli.stream.records import BlockRecord
 
 Image = NDArray[np.float32]
 Triple = tuple[int, int, int]

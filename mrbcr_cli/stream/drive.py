@@ -20,7 +20,7 @@ from mrbcr_cli.errors import IncompleteError, InputError, MrbcrError
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.crew import Crew
 from mrbcr_cli.stream.engine import Job, RefusedError, describe, is_fatal
-from mrbcr_cli.stream.ledger import BlockRecord
+from mrbcr_cli.stream.records import BlockRecord
 
 GIVE_UP_AFTER = 16
 """Failures in a row, with no block done between them, after which a run stops trying."""

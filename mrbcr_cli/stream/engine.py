@@ -21,7 +21,7 @@ from mrbcr_cli.images import SourceSpec, open_source
 from mrbcr_cli.images.base import ImageReader
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.stream.blocks import Block, Grid
-from mrbcr_cli.stream.ledger import BlockRecord
+from mrbcr_cli.stream.records import BlockRecord
 
 if TYPE_CHECKING:
     from mrbcr_cli.restore import Method

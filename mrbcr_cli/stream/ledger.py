@@ -11,28 +11,15 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import MutableMapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from mrbcr_cli.stream.records import BlockRecord, Records
+
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """What is remembered of a finished block."""
-
-    block: int
-    checksum: str
-    clipped: int = 0
-    """Pixels that left the range of an integer dtype and were clipped."""
-    non_finite: int = 0
-    """Input pixels that were NaN or infinite."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of reading, computing and writing."""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,42 +27,51 @@ class LedgerContents:
     """What a ledger file says."""
 
     header: dict[str, Any]
-    records: dict[int, BlockRecord]
+    records: MutableMapping[int, BlockRecord]
     sound_bytes: int
     """Length of the file up to the end of its last whole line."""
 
 
 def read_ledger(path: Path) -> LedgerContents | None:
     """Read a ledger; None when there is no file or not even a whole header line. Unreadable lines are skipped."""
+    header: dict[str, Any] | None = None
+    records, sound = Records(), 0
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # torn
+                sound += len(line)
+                value = _json_object(line)
+                if value is None:
+                    continue
+                if header is None:
+                    if value.get("ledger") != FORMAT:
+                        return None
+                    header = value
+                else:
+                    _take(records, value)
     except FileNotFoundError:
         return None
-    sound = data.rfind(b"\n") + 1
-    lines = list(_json_lines(data[:sound]))
-    if not lines or lines[0].get("ledger") != FORMAT:
-        return None
-    records: dict[int, BlockRecord] = {}
-    for line in lines[1:]:
-        if isinstance(taken_back := line.get("redo"), int):
-            records.pop(taken_back, None)
-            continue
-        try:
-            record = BlockRecord(**{**line, "notes": tuple(line.get("notes", ()))})
-        except TypeError:
-            continue  # a line of another kind: the block counts as not done and is redone
+    return None if header is None else LedgerContents(header, records, sound)
+
+
+def _take(records: MutableMapping[int, BlockRecord], line: dict[str, Any]) -> None:
+    """Add what a line after the header says."""
+    if isinstance(taken_back := line.get("redo"), int):
+        records.pop(taken_back, None)
+        return
+    with contextlib.suppress(TypeError):  # a line of another kind: the block counts as not done and is redone
+        record = BlockRecord.from_dict(line)
         records[record.block] = record
-    return LedgerContents(lines[0], records, sound)
 
 
-def _json_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class LockedError(Exception):
@@ -136,7 +132,7 @@ class Ledger:
             contents = read_ledger(path)
             self.header = {"ledger": FORMAT, **header} if contents is None else contents.header
             """The first line of the file: as it was found, or as it was given when the file is new."""
-            self.records: dict[int, BlockRecord] = {} if contents is None else dict(contents.records)
+            self.records: MutableMapping[int, BlockRecord] = Records() if contents is None else contents.records
             self._end = 0 if contents is None else contents.sound_bytes
             self._file.truncate(self._end)
             if contents is None:

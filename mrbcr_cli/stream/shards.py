@@ -7,14 +7,16 @@ else holds it alone. A block that any ledger of the run names is done.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mrbcr_cli.errors import InputError
-from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, hold, read_ledger
+from mrbcr_cli.stream.ledger import Ledger, LockedError, hold, read_ledger
+from mrbcr_cli.stream.records import BlockRecord, Records
 
 _SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
 _NAME = re.compile(r"ledger\.(\d+)-of-(\d+)\.jsonl")
@@ -107,11 +109,10 @@ class RunLedger:
         try:
             self._check_same(main, header)
             self.shards = {s: p for s, p in shard_ledgers(main.parent).items() if p != self.path}
-            self.records: dict[int, BlockRecord] = dict(self._own.records)
+            self._others: MutableMapping[int, BlockRecord] = Records()
+            self.records: Mapping[int, BlockRecord] = ChainMap(self._own.records, self._others)
             """Of each finished block one record: that of this process's ledger where it has one."""
-            self.checksums: dict[int, set[str]] = {}
-            """Of each finished block what any ledger says; more than one where different machines did it twice."""
-            self._merge(self._own.records)
+            self._also: dict[int, set[str]] = {}
             for path in [*self.shards.values(), *([] if self.path == main else [main])]:
                 contents = read_ledger(path)
                 if contents is not None and run_id(contents.header) == run_id(header):
@@ -128,14 +129,21 @@ class RunLedger:
 
     def _merge(self, records: Mapping[int, BlockRecord]) -> None:
         for number, record in records.items():
-            self.records.setdefault(number, record)
-            self.checksums.setdefault(number, set()).add(record.checksum)
+            known = self.records.get(number)
+            if known is None:
+                self._others[number] = record
+            elif known.checksum != record.checksum:
+                self._also.setdefault(number, set()).add(record.checksum)
+
+    def checksums(self, block: int) -> set[str]:
+        """What any ledger says of a finished block; more than one where different machines did it twice."""
+        return {self.records[block].checksum, *self._also.get(block, ())}
 
     def append(self, record: BlockRecord) -> None:
         """Add a finished block and put it on disk. Raises OSError when the disk is full."""
         self._own.append(record)
-        self.records[record.block] = record
-        self.checksums[record.block] = {record.checksum}
+        self._others.pop(record.block, None)
+        self._also.pop(record.block, None)
 
     def take_back(self, blocks: Iterable[int]) -> None:
         """Say in every ledger that names them that blocks are not done. Only for who holds the folder alone."""
@@ -149,8 +157,8 @@ class RunLedger:
         for number in gone:
             if number in self._own.records:
                 self._own.take_back(number)
-            self.records.pop(number, None)
-            self.checksums.pop(number, None)
+            self._others.pop(number, None)
+            self._also.pop(number, None)
 
     def close(self) -> None:
         """Let go of the ledger and of the folder."""

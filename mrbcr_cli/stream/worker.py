@@ -28,7 +28,7 @@ from mrbcr_cli.capacity import cpu_count
 from mrbcr_cli.errors import MrbcrError
 from mrbcr_cli.stream import engine
 from mrbcr_cli.stream.engine import Job, describe, forget_run, may_pass
-from mrbcr_cli.stream.ledger import BlockRecord
+from mrbcr_cli.stream.records import BlockRecord
 
 CHECK_PREFIX = "image.check-"
 """Of the files that are written to see whether two machines share a folder. The working folder knows `image.*` as

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,13 @@ def peak_memory(arguments: list[str], stop_when: Callable[[], bool] | None = Non
     return peak / 1e6, process.returncode
 
 
-def stack(path: Path, planes: int, size_px: int, filled: int) -> Path:
-    """A ZYX uint16 OME-Zarr of `planes` planes; the first `filled` hold an image, the others are absent chunks."""
+def stack(path: Path, planes: int, size_px: int, filled: int, also: Iterable[int] = ()) -> Path:
+    """A ZYX uint16 OME-Zarr; its first `filled` planes and those of `also` hold an image, others are absent chunks."""
     rng = np.random.default_rng(0)
     group = zarr.create_group(path)
     array = group.create_array("0", shape=(planes, size_px, size_px), dtype="u2", chunks=(1, 512, 512))
     tile = rng.poisson(200 + 2000 * (rng.random((512, 512)) < 0.01)).astype(np.uint16)
-    for z in range(filled):
+    for z in (*range(filled), *also):
         array[z] = np.tile(np.roll(tile, z, axis=0), (size_px // 512, size_px // 512))
     multiscale: dict[str, Any] = {
         "axes": [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"],
