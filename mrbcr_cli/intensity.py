@@ -24,6 +24,8 @@ SEARCHED_PIECES = 1 << 14
 SAMPLE_BOXES = 256
 SAMPLE_BOX_PX = 128
 SEED = 20240901
+LARGEST_PRECISION_ERROR = 0.005
+"""Of the range: beyond it a channel is computed in float32 whatever was asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class IntensityRange:
     how: str = "given"
     guide: tuple[float, ...] | None = None
     """Spectrum of the channel, normalised by this range, as guided networks want it (see `network.guide`)."""
+    precision_error: float | None = None
+    """What the reduced precision that was asked for costs on a probe tile, in units of the range (`precision.py`)."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
@@ -45,6 +49,11 @@ class IntensityRange:
         """Rebuild a range from JSON (lists become tuples). Raises TypeError or ValueError for anything else."""
         guide = values.get("guide")
         return cls(**{**values, "guide": None if guide is None else tuple(float(v) for v in guide)})
+
+    @property
+    def needs_fp32(self) -> bool:
+        """Whether the reduced precision that was asked for is too coarse for this channel."""
+        return self.precision_error is not None and self.precision_error > LARGEST_PRECISION_ERROR
 
     @property
     def width(self) -> float:

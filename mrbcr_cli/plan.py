@@ -24,6 +24,8 @@ from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
 from mrbcr_cli.intensity import IntensityRange, survey_channel, with_guide
 from mrbcr_cli.methods import ChannelMethod, here, plan_methods
+from mrbcr_cli.precision import with_precision_error
+from mrbcr_cli.restore import NetworkSpec
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.engine import method_for
@@ -116,9 +118,7 @@ def _plan(
     channels = picks.get("C", (0,))
     methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, settings, t, c, z))
     percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
-    judged = tuple(settings.domain_check and bool(m.limits) for m in methods)
-    guided = tuple(m.guided for m in methods)
-    ranges, notes, estimates = _ranges(reader, settings, channels, percentiles, judged, guided, known_ranges)
+    ranges, notes, estimates = _ranges(reader, settings, channels, methods, percentiles, known_ranges)
     _check_background(settings, ranges, info)
     specs = dict.fromkeys(m.spec if settings.kind == "threads" else here(m.spec) for m in methods)
     needs = Needs.of([method_for(spec) for spec in specs])
@@ -234,27 +234,29 @@ def _ranges(
     reader: ImageReader,
     settings: DeconvolveSettings,
     channels: tuple[int, ...],
+    methods: tuple[ChannelMethod, ...],
     percentiles: tuple[tuple[float, float], ...],
-    judged: tuple[bool, ...],
-    guided: tuple[bool, ...],
     known: tuple[IntensityRange, ...] | None,
 ) -> tuple[tuple[IntensityRange, ...], list[str], tuple[DomainEstimate | None, ...]]:
     """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it.
 
-    Channels to be judged get an estimate of what they are, and those of guided networks their spectrum, from the pixels
-    of the survey; nothing is read twice.
+    Channels to be judged get an estimate of what they are, those of guided networks their spectrum, those in reduced
+    precision what it costs, from the pixels of the survey; nothing is read twice.
     """
     if known is not None and len(known) == len(channels):
         return known, [], ()  # the earlier run judged them
     info, notes, ranges = reader.info, [], []
     estimates: list[DomainEstimate | None] = []
     shape = (info.size("T"), info.size("Z"), info.size("Y"), info.size("X"))
-    for channel, low_high, judge, guide in zip(channels, percentiles, judged, guided, strict=True):
-        if settings.range is not None and info.dtype.kind != "f" and not judge and not guide:
+    for channel, method, low_high in zip(channels, methods, percentiles, strict=True):
+        judge = settings.domain_check and bool(method.limits)
+        probed = isinstance(method.spec, NetworkSpec) and method.spec.precision != "fp32"
+        looked_at = judge or method.guided or probed
+        if settings.range is not None and info.dtype.kind != "f" and not looked_at:
             ranges.append(IntensityRange(*settings.range))
             estimates.append(None)
             continue
-        seen = Windows() if judge or guide else None
+        seen = Windows() if looked_at else None
         survey = survey_channel(shape, _channel_reader(reader, channel, seen), low_high)
         if survey.non_finite and settings.nan_policy == "refuse":
             raise _not_finite(info, survey.non_finite, survey.looked_at)
@@ -264,7 +266,12 @@ def _ranges(
             found = IntensityRange(*settings.range)
         else:
             notes += [f"channel {channel}: {note}" for note in survey.notes]
-        ranges.append(with_guide(found, seen.planes) if seen is not None and guide else found)
+        if seen is not None and method.guided:
+            found = with_guide(found, seen.planes)
+        if seen is not None and isinstance(method.spec, NetworkSpec) and probed:
+            found, said = with_precision_error(found, method.spec, seen.planes)
+            notes += [] if said is None else [f"channel {channel}: {said}"]
+        ranges.append(found)
     return tuple(ranges), notes, tuple(estimates)
 
 
@@ -361,6 +368,8 @@ def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: 
                 **method.description,
                 "range": {"low": r.low, "high": r.high, "how": r.how},
                 **({} if r.guide is None else {"guide": list(r.guide)}),
+                **({"precision": "fp32"} if r.needs_fp32 else {}),
+                **({} if r.precision_error is None else {"precision_error": r.precision_error}),
                 **({} if estimate is None else {"estimate_of_domain": estimate}),
             }
             for channel, method, r, estimate in zip_longest(plan.channels, plan.methods, plan.ranges, plan.domain)

@@ -7,8 +7,10 @@ the image's own units.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 FloatBlock = NDArray[np.float32]
 
-Surroundings = tuple[tuple[bool, bool, bool, bool], tuple[float, ...] | None]
-"""What lies around a block: where it ends at the image's border (top, bottom, left, right), and the channel's guide."""
+Edges = tuple[bool, bool, bool, bool]
+"""Where a block ends at the image's border: top, bottom, left, right."""
+Runner = Callable[[Any, Edges], Any]
+"""From a batch (N, 1, H, W) float32 on the device to the deconvolved one."""
 
 _MIN_TILE_PX = 64
+_RUNNERS = 16
+"""Channels whose kernels are kept; each takes about a megabyte."""
 
 
 class Method(Protocol):
@@ -140,17 +146,17 @@ class Restorer:
         # TF32 would round products to 10 bits where fp32 was asked for.
         torch.backends.cudnn.allow_tf32 = False
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self._network = network.to(device=device, dtype=self._dtype, memory_format=torch.channels_last).eval()
+        self._network = network.to(device=device, memory_format=torch.channels_last).eval()
+        self._runners: dict[Any, Runner] = {}
         self._device = device
         self._batch_size = batch_size
-        self._takes_borders = network.architecture == "mrbcr"
         self.guided = getattr(network, "tones", None) is not None
         self.alignment_px: int = network.alignment_px
         self.halo_zyx = (0, halo_px, halo_px)
         self.affine = True
-        # Measured on 1,216 px tiles in float32: 360 bytes of activations for alpha 8, and the block's own buffers.
+        # Measured on 1,216 px tiles in float32: 163 bytes of activations for alpha 8, and the block's own buffers.
         alpha = network.settings.alpha if network.architecture == "mrbcr" else 0
-        self.bytes_per_voxel = 60 + 45 * alpha if alpha else 1100
+        self.bytes_per_voxel = 95 + 16 * alpha if alpha else 1100
         self._notes: list[str] = []
         self._tile_limit_px: int | None = None
 
@@ -168,19 +174,20 @@ class Restorer:
         if any(after for _, after in missing):
             scaled = _reflect(scaled, missing)
         edges = (*at_border[1], *at_border[2])
+        run = self._runner(intensity)
         limit = self._tile_limit_px or max(scaled.shape[1:])
         out = np.empty_like(scaled)
         for first in range(0, len(scaled), self._batch_size):
             planes = slice(first, first + self._batch_size)
-            limit = self._run_halving(scaled[planes], (edges, intensity.guide), out[planes], limit)
+            limit = self._run_halving(run, scaled[planes], edges, out[planes], limit)
         result = out[:, :height, :width] * np.float32(intensity.width) + np.float32(intensity.low)
         return np.ascontiguousarray(result, dtype=np.float32)
 
-    def _run_halving(self, planes: FloatBlock, around: Surroundings, out: FloatBlock, limit: int) -> int:
+    def _run_halving(self, run: Runner, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int) -> int:
         """Run planes in tiles of at most `limit` px, halving it on out-of-memory; return the limit that worked."""
         while True:
             try:
-                self._run_tiles(planes, around, out, limit)
+                self._run_tiles(run, planes, edges, out, limit)
                 return limit
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -192,34 +199,55 @@ class Restorer:
                 self._notes.append(f"out of memory on {self._device}: went on with tiles of {limit} px")
             _release_cached_memory(self._device)
 
-    def _run_tiles(self, planes: FloatBlock, around: Surroundings, out: FloatBlock, limit: int) -> None:
+    def _run_tiles(self, run: Runner, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int) -> None:
         from mrbcr_cli.stream.blocks import Grid, round_up
 
         shape = planes.shape
-        edges, guide = around
         if limit >= max(shape[1:]):
-            out[:] = self._forward(planes, edges, guide)
+            out[:] = self._forward(planes, run, edges)
             return
         halo = round_up(self.halo_zyx[1], self.alignment_px)
         grid = Grid("ZYX", shape, shape, (shape[0], limit, limit), (0, halo, halo), (0, 0, 0), {})
         for block in map(grid.block, range(len(grid))):
             # A side of the tile is a true border only where it is the block's side and that is one.
-            sides = [a and b for pair, own in zip((edges[:2], edges[2:]), block.at_border[1:], strict=True)
-                     for a, b in zip(pair, own, strict=True)]  # fmt: skip
-            out[block.core] = self._forward(planes[block.read], tuple(sides), guide)[block.crop]
+            (top, bottom), (left, right) = block.at_border[1:]
+            sides = (edges[0] and top, edges[1] and bottom, edges[2] and left, edges[3] and right)
+            out[block.core] = self._forward(planes[block.read], run, sides)[block.crop]
 
-    def _forward(self, planes: FloatBlock, edges: tuple[bool, ...], guide: tuple[float, ...] | None) -> FloatBlock:
+    def _forward(self, planes: FloatBlock, run: Runner, edges: Edges) -> FloatBlock:
         import torch
 
         with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(planes))[:, None].to(self._device, self._dtype)
-            if self._takes_borders:
-                told = None if guide is None or not self.guided else torch.tensor([guide], device=self._device)
-                images = self._network(batch, edges, told)
-            else:
-                images = self._network(batch)
-            result: FloatBlock = images[0][:, 0].float().cpu().numpy()
+            batch = torch.from_numpy(np.ascontiguousarray(planes))[:, None].to(self._device)
+            result: FloatBlock = run(batch, edges)[:, 0].float().cpu().numpy()
         return result
+
+    def _runner(self, intensity: IntensityRange) -> Runner:
+        """The network made ready for a channel: with its guide, in the precision that it can stand."""
+        import torch
+
+        dtype = torch.float32 if intensity.needs_fp32 else self._dtype
+        key = (dtype, intensity.guide if self.guided else None)
+        if key not in self._runners:
+            if len(self._runners) >= _RUNNERS:
+                self._runners.clear()
+            self._runners[key] = self._make_runner(*key)
+        return self._runners[key]
+
+    def _make_runner(self, dtype: Any, guide: tuple[float, ...] | None) -> Runner:
+        import torch
+
+        if self._network.architecture == "mrbcr":
+            from mrbcr_cli.network.fused import FusedMrbcr
+
+            with torch.inference_mode():
+                return FusedMrbcr(self._network, None if guide is None else torch.tensor([guide]), dtype)
+        network = self._network if dtype == torch.float32 else copy.deepcopy(self._network).to(dtype)
+
+        def run(batch: Any, _: Edges) -> Any:
+            return network(batch.to(dtype))[0]
+
+        return run
 
 
 def _reflect(planes: FloatBlock, widths: list[tuple[int, int]]) -> FloatBlock:

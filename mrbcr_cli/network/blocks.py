@@ -37,11 +37,16 @@ class BandConv(nn.Conv2d):
         self.alpha = alpha
         self.detail_from = in_channels if detail_from is None else detail_from
 
-    def forward(self, features: Tensor) -> Tensor:
+    def kernel(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias that it convolves with: without what would put a constant into a detail band."""
         smooth, detail = self.weight[: self.alpha], self.weight[self.alpha :]
         level, free = detail[:, : self.detail_from], detail[:, self.detail_from :]
         weight = torch.cat((smooth, torch.cat((level - level.mean(dim=(2, 3), keepdim=True), free), dim=1)))
         bias = None if self.bias is None else F.pad(self.bias[: self.alpha], (0, (BANDS - 1) * self.alpha))
+        return weight, bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        weight, bias = self.kernel()
         return F.conv2d(features, weight, bias, padding=1)
 
 
@@ -62,16 +67,29 @@ class ResidualPair(nn.Module):
         if tones is None:
             plain: Tensor = self.second(torch.relu(self.first(bands)))
             return bands + plain
-        gain, shift, passing = tones[:, self.number].unbind(1)
+        gain, shift, passing = self._tones(tones)
         if len(tones) == 1:  # one image: the gains go into the kernels, and cost nothing
-            gain, shift = 1 + gain[0], shift[0]
-            bias = shift if self.first.bias is None else self.first.bias * gain + shift
-            features = F.conv2d(bands, self.first.weight * gain[:, None, None, None], bias, padding=1)
+            features = F.conv2d(bands, *self.toned(tones), padding=1)
         else:
-            features = self.first(bands) * (1 + gain[:, :, None, None]) + shift[:, :, None, None]
+            features = self.first(bands) * gain[:, :, None, None] + shift[:, :, None, None]
         branch: Tensor = self.second(torch.relu(features))
         # Linear and without a sum over pixels: what keeps a detail band free of constants, and yet turns noise down.
-        return bands * (1 + passing[:, :, None, None]) + branch
+        return bands * passing[:, :, None, None] + branch
+
+    def _tones(self, tones: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gain and shift within the branch, and gain of what passes it by, (N, C) each."""
+        gain, shift, passing = tones[:, self.number].unbind(1)
+        return 1 + gain, shift, 1 + passing
+
+    def toned(self, tones: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight and the bias of the first convolution with the tones of one image in them."""
+        gain, shift, _ = (each[0] for each in self._tones(tones))
+        bias = shift if self.first.bias is None else self.first.bias * gain + shift
+        return self.first.weight * gain[:, None, None, None], bias
+
+    def passing(self, tones: Tensor) -> Tensor:
+        """Gain of what passes the branch by, (N, C)."""
+        return self._tones(tones)[2]
 
 
 class NonstandardBlock(nn.Module):

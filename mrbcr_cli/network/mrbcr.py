@@ -74,7 +74,7 @@ class MrbcrSettings:
         return cls(**{**values, **pairs})
 
 
-class _Stage(nn.Module):
+class Stage(nn.Module):
     """K^T and B of one scale, with the convolutions that let the image and the coarser scale in."""
 
     def __init__(self, alpha: int, kt_pairs: tuple[int, ...], b_pairs: tuple[int, ...], guided: bool) -> None:
@@ -117,7 +117,7 @@ class Mrbcr(nn.Module):
         self.image_bank = WaveletBank(1)
         self.up_bank = WaveletBank(s.alpha)
         self.scales = nn.ModuleList(
-            _Stage(s.alpha, s.kt_pairs[i], s.b_pairs[i], guided=i + 1 < s.stages) for i in range(s.stages)
+            Stage(s.alpha, s.kt_pairs[i], s.b_pairs[i], guided=i + 1 < s.stages) for i in range(s.stages)
         )
         pairs = [module for module in self.scales.modules() if isinstance(module, ResidualPair)]
         for number, pair in enumerate(pairs):
@@ -148,15 +148,25 @@ class Mrbcr(nn.Module):
         Raises ValueError for sizes below 16 px.
         """
         height, width = image_nchw.shape[-2:]
-        if min(height, width) < MIN_SIZE_PX:
-            raise ValueError(f"the network needs at least {MIN_SIZE_PX} x {MIN_SIZE_PX} px, not {height} x {width}")
-        top, bottom, left, right = (_BORDER_PX if edge else 0 for edge in at_border)
-        padded = reflect_pad(image_nchw, self._margins(height, top, bottom), self._margins(width, left, right))
-        images = self._run(padded, self._tones(image_nchw, guide))
+        padded, top, left = self.padded(image_nchw, at_border)
+        images = self._run(padded, self.tones_of(image_nchw, guide))
         return tuple(  # type: ignore[return-value]
             image[..., top >> i : (top >> i) + -(-height >> i), left >> i : (left >> i) + -(-width >> i)]
             for i, image in enumerate(images)
         )
+
+    def padded(self, image_nchw: Tensor, at_border: tuple[bool, bool, bool, bool]) -> tuple[Tensor, int, int]:
+        """The image as the first bank wants it: continued at true borders, of an even size at all levels; and where in
+        it the image begins (y, x).
+
+        Raises ValueError for sizes below 16 px.
+        """
+        height, width = image_nchw.shape[-2:]
+        if min(height, width) < MIN_SIZE_PX:
+            raise ValueError(f"the network needs at least {MIN_SIZE_PX} x {MIN_SIZE_PX} px, not {height} x {width}")
+        top, bottom, left, right = (_BORDER_PX if edge else 0 for edge in at_border)
+        padded = reflect_pad(image_nchw, self._margins(height, top, bottom), self._margins(width, left, right))
+        return padded, top, left
 
     def pyramid(self, image_nchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return an image at the three scales of the outputs (itself, LL, LL of LL): the training targets."""
@@ -176,7 +186,8 @@ class Mrbcr(nn.Module):
     def _margins(self, length: int, before: int, after: int) -> tuple[int, int]:
         return before, after + -(length + before + after) % self.alignment_px
 
-    def _tones(self, like: Tensor, guide: Tensor | None) -> Tensor | None:
+    def tones_of(self, like: Tensor, guide: Tensor | None) -> Tensor | None:
+        """What the guide makes of the residual pairs, in the device and precision of `like`; None where unguided."""
         if self.tones is None:
             return None
         found: Tensor = self.tones(like.new_zeros(1, GUIDE_BINS) if guide is None else guide.to(like))

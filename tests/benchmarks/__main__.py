@@ -21,6 +21,7 @@ from tests.benchmarks import (
     memory,
     networks,
     pairs,
+    peers,
     psf,
     scaling,
     simulate_stack,
@@ -32,6 +33,7 @@ from tests.benchmarks import (
 BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "startup": startup.measure,
     "networks": networks.measure,
+    "peers": peers.measure,
     "streaming": streaming.measure,
     "memory": memory.measure,
     "explicit": explicit.measure,
@@ -69,8 +71,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    parser.add_argument("--peer", type=Path, help="virtual environment of the TensorFlow peer, made when missing")
     parser.add_argument("--scratch", type=Path, help="folder on a disk with 4 GB free; default: a temporary one")
     args = parser.parse_args()
+    if args.peer is not None:
+        os.environ[peers.PEER] = str(args.peer)
     where = machine()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:

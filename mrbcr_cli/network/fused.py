@@ -1,0 +1,167 @@
+"""The mrbcr network for inference: kernels made ready once for one channel, features in a precision of their own.
+
+Invariant: in float32 it agrees with `Mrbcr.forward` to rounding. In a reduced precision only features and kernels are
+rounded, each once: the image, its bands and what the network adds to them are summed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrbcr_cli.network.blocks import NonstandardBlock, ResidualPair
+from mrbcr_cli.network.mrbcr import Mrbcr, Stage
+from mrbcr_cli.network.wavelets import WaveletBank
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """A 3x3 convolution, ready to run."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return F.conv2d(features, self.weight, self.bias, padding=1)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A residual pair with its tones folded in."""
+
+    first: _Conv
+    second: _Conv
+    passing: Tensor | None
+    """Gain of what passes the branch by, (1, C, 1, 1); None: 1."""
+
+    def __call__(self, bands: Tensor) -> Tensor:
+        branch = self.second(self.first(bands).relu_())
+        return branch.add_(bands) if self.passing is None else branch.addcmul_(bands, self.passing)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A nonstandard block: pairs by level, and the convolution of the coarsest LL."""
+
+    alpha: int
+    bank: WaveletBank
+    levels: tuple[tuple[_Pair, ...], ...]
+    coarsest: _Conv
+
+    def __call__(self, bands: Tensor) -> Tensor:
+        return self._change(bands, 0).add_(bands)
+
+    def _change(self, bands: Tensor, level: int) -> Tensor:
+        """What the block adds to the bands of a level.
+
+        The bank inverts itself, so what comes back from the coarser level less what went in is the synthesis of what
+        that level added: nothing large is rounded only to be taken off again.
+        """
+        low = bands[:, : self.alpha]
+        if level + 1 < len(self.levels):
+            coarse = self.bank.synthesis(self._change(self.bank.analysis(low), level + 1))
+        else:
+            coarse = self.coarsest(low)
+        change = bands
+        for pair in self.levels[level]:
+            change = pair(change)
+        # The last pair's output is nobody else's; without a pair it is the input itself.
+        change = change.sub_(bands) if change is not bands else torch.zeros_like(bands)
+        change[:, : self.alpha] += coarse
+        return change
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """K^T and B of one scale, and what lets the image and the coarser scale in."""
+
+    kt_lift: _Conv
+    kt: _Block
+    b_lift: _Conv
+    b: _Block
+    kt_fusion: _Conv | None
+    b_fusion: _Conv | None
+    project: _Conv
+    feeds_finer: bool
+    """Whether a finer scale wants what K^T found."""
+
+    def __call__(self, y_bands: Tensor, kt_up: Tensor | None, b_up: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        kt = self.kt_lift(y_bands)
+        if self.kt_fusion is not None and kt_up is not None:
+            kt += self.kt_fusion(kt_up)
+        kt = self.kt(kt)
+        b = self.b_lift(y_bands).add_(kt)
+        if not self.feeds_finer:
+            kt = kt[:0].clone()  # held while B runs, it would be at the peak of memory
+        if self.b_fusion is not None and b_up is not None:
+            b += self.b_fusion(b_up)
+        b = self.b(b)
+        return kt, b, self.project(b)
+
+
+class FusedMrbcr:
+    """A network and a guide, for one channel. Threads may share it."""
+
+    def __init__(self, network: Mrbcr, guide: Tensor | None, dtype: torch.dtype) -> None:
+        """`guide` (1, 22) or None as in `Mrbcr.forward`; `dtype` of features and kernels. The network is float32."""
+        self._network = network
+        self._dtype = dtype
+        with torch.no_grad():
+            tones = network.tones_of(next(network.parameters()), guide)
+            stages = cast("Iterable[Stage]", network.scales)
+            self._scales = tuple(self._scale(stage, tones, feeds_finer=i > 0) for i, stage in enumerate(stages))
+
+    def __call__(self, image_nchw: Tensor, at_border: tuple[bool, bool, bool, bool] = (True,) * 4) -> Tensor:
+        """Map (N, 1, H, W) float32, as `Mrbcr.forward` does, to its first output. Raises ValueError below 16 px."""
+        height, width = image_nchw.shape[-2:]
+        padded, top, left = self._network.padded(image_nchw, at_border)
+        return self._run(padded)[..., top : top + height, left : left + width]
+
+    def _run(self, y: Tensor) -> Tensor:
+        bank, up_bank = self._network.image_bank, self._network.up_bank
+        y_bands = [bank.analysis(y)]
+        for _ in range(1, len(self._scales)):
+            y_bands.append(bank.analysis(y_bands[-1][:, :1]))
+        kt_up: Tensor | None = None
+        b_up: Tensor | None = None
+        change = y
+        for scale in reversed(range(len(self._scales))):
+            features = y_bands[scale].to(self._dtype, memory_format=torch.channels_last)
+            kt, b, change = self._scales[scale](features, kt_up, b_up)
+            if scale > 0:
+                kt_up, b_up = up_bank.synthesis(kt), up_bank.synthesis(b)
+        return bank.synthesis(y_bands[0] + change)
+
+    def _scale(self, stage: Stage, tones: Tensor | None, *, feeds_finer: bool) -> _Scale:
+        return _Scale(
+            self._conv(*stage.kt_lift.kernel()),
+            self._block(stage.kt, tones),
+            self._conv(*stage.b_lift.kernel()),
+            self._block(stage.b, tones),
+            None if stage.kt_fusion is None else self._conv(*stage.kt_fusion.kernel()),
+            None if stage.b_fusion is None else self._conv(*stage.b_fusion.kernel()),
+            self._conv(*stage.project.kernel()),
+            feeds_finer,
+        )
+
+    def _block(self, block: NonstandardBlock, tones: Tensor | None) -> _Block:
+        pairs = cast("Iterable[Iterable[ResidualPair]]", block.levels)
+        levels = tuple(tuple(self._pair(pair, tones) for pair in level) for level in pairs)
+        coarsest = self._conv(block.coarsest.weight, block.coarsest.bias)
+        return _Block(block.alpha, block.bank, levels, coarsest)
+
+    def _pair(self, pair: ResidualPair, tones: Tensor | None) -> _Pair:
+        second = self._conv(*pair.second.kernel())
+        if tones is None:
+            return _Pair(self._conv(pair.first.weight, pair.first.bias), second, None)
+        passing = pair.passing(tones)[:, :, None, None].to(self._dtype)
+        return _Pair(self._conv(*pair.toned(tones)), second, passing)
+
+    def _conv(self, weight: Tensor, bias: Tensor | None) -> _Conv:
+        packed = weight.detach().to(self._dtype, memory_format=torch.channels_last)
+        return _Conv(packed, None if bias is None else bias.detach().to(self._dtype))
