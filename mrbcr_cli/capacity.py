@@ -40,6 +40,7 @@ class Needs:
     alignment_px: int
     halo_zyx: tuple[int, int, int]
     bytes_per_voxel: int
+    cores_per_block: int = 1
 
     @classmethod
     def of(cls, methods: Sequence[Method]) -> Needs:
@@ -47,7 +48,8 @@ class Needs:
         alignment = int(np.lcm.reduce([m.alignment_px for m in methods]))
         z, y, x = (max(m.halo_zyx[k] for m in methods) for k in range(3))
         halo = (z, round_up(y, alignment), round_up(x, alignment))
-        return cls(alignment, halo, max(m.bytes_per_voxel for m in methods))
+        cores = min(m.cores_per_block for m in methods)
+        return cls(alignment, halo, max(m.bytes_per_voxel for m in methods), cores)
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,22 @@ class Share:
     """How the machine is shared out among blocks."""
 
     workers: int
+    """Blocks under way at a time."""
     torch_threads: int
     bytes_per_block: int
     processes: int = 1
+    slots: int | None = None
+    """Of the blocks of a process that many compute at a time, while others read and write; None: all."""
+
+    @property
+    def computing(self) -> int:
+        """Blocks that compute at a time, in all processes."""
+        return self.workers if self.slots is None else min(self.slots, self.workers)
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of all blocks under way: those that only read or write have no activations."""
+        return self.computing * self.bytes_per_block + (self.workers - self.computing) * self.bytes_per_block // 4
 
 
 def choose_grid(
@@ -67,10 +82,11 @@ def choose_grid(
     shape: tuple[int, ...],
     offset: tuple[int, ...],
     picks: dict[str, tuple[int, ...]],
+    preferred_px: int | None = None,
 ) -> Grid:
     """Return the blocks of a run: `shape`, `offset` and `picks` as Grid has them.
 
-    Raises InputError for a tile size that the methods cannot take.
+    `preferred_px` takes the place of the default size of tiles. Raises InputError for a tile size that the methods cannot take.
     """
     align = needs.alignment_px
     if settings.tile_size is not None and settings.tile_size % align:
@@ -83,7 +99,8 @@ def choose_grid(
     depth = planes if deep else min(settings.batch_size, planes)
     allowed = memory_for_blocks(settings)
     target = min(_VOLUME_BLOCK_BYTES, allowed) if deep else allowed
-    tile = settings.tile_size or round_up(min(_DEFAULT_TILE_PX, max(info.size("Y"), info.size("X"))), align)
+    largest = min(preferred_px or _DEFAULT_TILE_PX, max(info.size("Y"), info.size("X")))
+    tile = settings.tile_size or round_up(largest, align)
 
     def size_of(depth: int, tile: int) -> int:
         return block_bytes(info, needs, (depth, tile, tile))
@@ -121,12 +138,22 @@ def share_out(settings: DeconvolveSettings, info: ImageInfo, needs: Needs, grid:
     if settings.kind == "address":
         workers = min(settings.workers or cpu_count(), len(grid))
         return Share(workers, 1, need, workers)  # `drive` finds out what each worker has
+    if settings.kind == "threads" and settings.workers is None and not on_gpu(settings):
+        return _threads_share(memory_for_blocks(settings), needs, grid, need)
     workers = settings.workers or default_workers(settings)
     if settings.workers is None:
         each = need + (BASE_BYTES if settings.kind == "local" else 0)
         workers = max(1, min(workers, memory_for_blocks(settings) // max(each, 1)))
     workers = min(workers, len(grid))
     return Share(workers, max(1, cpu_count() // workers), need, workers if settings.kind == "local" else 1)
+
+
+def _threads_share(allowed: int, needs: Needs, grid: Grid, need: int) -> Share:
+    """As many blocks computing as cores and memory allow, and a quarter more (one at least) to read and write."""
+    cores = cpu_count()
+    slots = max(1, min(cores // min(needs.cores_per_block, cores), allowed // max(need, 1), len(grid)))
+    workers = min(slots + max(1, slots // 4), cores, len(grid)) if needs.cores_per_block > 1 else slots
+    return Share(workers, max(1, cores // slots), need, slots=slots)
 
 
 def block_bytes(info: ImageInfo, needs: Needs, core_zyx: tuple[int, int, int]) -> int:
@@ -165,15 +192,20 @@ def default_workers(settings: DeconvolveSettings) -> int:
 
     Processes of --cluster local are one for each GPU.
     """
-    from mrbcr_cli.restore import resolve_device
-
-    if not resolve_device(settings.device).startswith("cuda"):
+    if not on_gpu(settings):
         return cpu_count()
     if settings.kind != "local":
         return 2
     import torch
 
     return torch.cuda.device_count()
+
+
+def on_gpu(settings: DeconvolveSettings) -> bool:
+    """Whether this machine would compute on a GPU."""
+    from mrbcr_cli.restore import resolve_device
+
+    return resolve_device(settings.device).startswith("cuda")
 
 
 def available_memory_bytes() -> int:

@@ -267,6 +267,10 @@ def info(
     plan: Annotated[
         bool, typer.Option("--plan", help="Also how it would be deconvolved: blocks, halo, memory, time.")
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="With --plan: try tile and batch sizes, remember the best for this machine."),
+    ] = False,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model of the plan. Default: widefield.")] = None,
     tile_size: Annotated[int | None, typer.Option(help="Block size of the plan in px.")] = None,
     workers: Annotated[int | None, typer.Option(help="Workers of the plan.")] = None,
@@ -277,27 +281,18 @@ def info(
     from mrbcr_cli.describe import describe_image, print_description
     from mrbcr_cli.settings import load_settings
 
-    options = {
-        name: value
-        for name, value in (
-            ("axes", axes),
-            ("series", series),
-            ("split_rgb", split_rgb),
-            ("model", model),
-            ("tile_size", tile_size),
-            ("workers", workers),
-        )
-        if value is not None
-    }
-    settings = load_settings(None, options)
+    given = {"axes": axes, "series": series, "split_rgb": split_rgb, "model": model, "tile_size": tile_size}
+    options = {name: value for name, value in {**given, "workers": workers}.items() if value is not None}
+    settings, reporter = load_settings(None, options), Reporter()
     failed: list[MrbcrError] = []
     for name in files:
         try:
-            print_description(describe_image(name, settings, plan=plan), as_json=as_json)
+            facts = describe_image(name, settings, plan=plan or measure, measure=measure, say=reporter.info)
+            print_description(facts, as_json=as_json)
         except MrbcrError as error:
             if len(files) == 1:
                 raise
-            Reporter().error(str(error))
+            reporter.error(str(error))
             failed.append(error)
     if failed:
         raise IncompleteError(f"{len(failed)} of {len(files)} files could not be described")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from mrbcr_cli.console import bytes_text, clock_text, plain
+from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import find_source, open_source
 from mrbcr_cli.images.base import ImageInfo
 from mrbcr_cli.plan import Plan, make_plan
@@ -18,8 +21,13 @@ from mrbcr_cli.settings import DeconvolveSettings
 _PROBE_PX = 384
 
 
-def describe_image(name: str, settings: DeconvolveSettings, *, plan: bool) -> dict[str, Any]:
-    """Return the facts of an image, with "plan" what deconvolving it would take. Raises InputError."""
+def describe_image(
+    name: str, settings: DeconvolveSettings, *, plan: bool, measure: bool = False, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Return the facts of an image, with "plan" what deconvolving it would take. Raises InputError.
+
+    With `measure` tile and batch sizes are tried first, and what is best is remembered for later runs.
+    """
     source = find_source(name, series=settings.series, axes=settings.axes, split_rgb=settings.split_rgb)
     reader = open_source(source)
     try:
@@ -30,6 +38,10 @@ def describe_image(name: str, settings: DeconvolveSettings, *, plan: bool) -> di
         from mrbcr_cli.deconvolve import describe_plan
 
         made = make_plan(source, settings, "ome-zarr")
+        tried = []
+        if measure:
+            tried = _measure(made, settings, say)
+            made = make_plan(source, settings, "ome-zarr")
         speed = probe_speed(made)
         facts["plan"] = {
             **{
@@ -39,8 +51,22 @@ def describe_image(name: str, settings: DeconvolveSettings, *, plan: bool) -> di
             },
             "megapixels_per_s": round(speed, 3),
             "expected_seconds": round(made.read_megapixels / speed, 1),
+            **({"measured": tried} if measure else {}),
         }
     return facts
+
+
+def _measure(plan: Plan, settings: DeconvolveSettings, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    from mrbcr_cli.measure import measure
+    from mrbcr_cli.restore import NetworkSpec
+
+    spec = plan.methods[0].spec
+    if not isinstance(spec, NetworkSpec):
+        raise InputError("--measure: is for networks; explicit methods choose their blocks by memory")
+    try:
+        return [asdict(speed) for speed in measure(settings, spec, say)]
+    except OSError as error:
+        raise InputError(f"--measure: what was found cannot be kept ({error}); set MRBCR_CACHE_DIR") from error
 
 
 def describe_info(info: ImageInfo) -> dict[str, Any]:
@@ -79,7 +105,7 @@ def probe_speed(plan: Plan) -> float:
     method.restore(block[:, :64, :64], IntensityRange(0, 1), borders)
     started = time.perf_counter()
     method.restore(block, IntensityRange(0, 1), borders)
-    return plan.share.workers * block.size / 1e6 / (time.perf_counter() - started)
+    return plan.share.computing * block.size / 1e6 / (time.perf_counter() - started)
 
 
 def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -106,7 +132,7 @@ def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
         p = facts["plan"]
         rows |= {
             "blocks": f"{p['blocks']} of {' x '.join(map(str, p['block_shape']))}, halo {p['halo'][-1]} px",
-            "workers": f"{p['workers']} with {p['torch_threads']} thread(s) each",
+            "workers": f"{p['workers']}, {p['computing']} computing at a time with {p['torch_threads']} thread(s) each",
             "memory": f"about {bytes_text(p['expected_memory_bytes'])}",
             **_domain_rows(p),
             "time": f"about {clock_text(p['expected_seconds'])} at {p['megapixels_per_s']} Mpixel/s (probed now)",

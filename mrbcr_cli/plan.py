@@ -23,6 +23,7 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
 from mrbcr_cli.intensity import IntensityRange, survey_channel, with_guide
+from mrbcr_cli.measure import with_measured
 from mrbcr_cli.methods import ChannelMethod, here, plan_methods
 from mrbcr_cli.precision import with_precision_error
 from mrbcr_cli.restore import NetworkSpec
@@ -63,7 +64,7 @@ class Plan:
     @property
     def expected_bytes(self) -> int:
         """Expected peak memory of all processes that do blocks."""
-        return self.share.processes * BASE_BYTES + self.share.workers * self.share.bytes_per_block
+        return self.share.processes * BASE_BYTES + self.share.block_bytes
 
     def with_grid(self, grid: Grid, settings: DeconvolveSettings) -> Plan:
         """The same run cut another way (the grid of an unfinished run that is resumed)."""
@@ -113,6 +114,7 @@ def _plan(
     known_ranges: tuple[IntensityRange, ...] | None,
 ) -> Plan:
     info = reader.info
+    settings, preferred_px = with_measured(settings)
     dtype = _output_dtype(info, settings, output_format)
     picks, offset, shape = _selection(info, settings)
     channels = picks.get("C", (0,))
@@ -122,7 +124,7 @@ def _plan(
     _check_background(settings, ranges, info)
     specs = dict.fromkeys(m.spec if settings.kind == "threads" else here(m.spec) for m in methods)
     needs = Needs.of([method_for(spec) for spec in specs])
-    grid = choose_grid(settings, info, needs, shape, offset, picks)
+    grid = choose_grid(settings, info, needs, shape, offset, picks, preferred_px)
     input_fingerprint = reader.fingerprint()
     identity = {
         "format": FINGERPRINT_FORMAT,

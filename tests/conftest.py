@@ -16,3 +16,9 @@ def shared() -> Path:
     if not (SHARED / "DESIGN.md").is_file():
         pytest.skip("reference data not found beside the repository (set MRBCR_SHARED to its folder)")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a user has measured on this machine does not choose the blocks of tests; nor do tests leave any."""
+    os.environ["MRBCR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
