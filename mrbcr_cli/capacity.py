@@ -86,7 +86,7 @@ def choose_grid(
 ) -> Grid:
     """Return the blocks of a run: `shape`, `offset` and `picks` as Grid has them.
 
-    `preferred_px` takes the place of the default size of tiles. Raises InputError for a tile size that the methods cannot take.
+    `preferred_px` takes the place of the default tile size. Raises InputError for one that the methods cannot take.
     """
     align = needs.alignment_px
     if settings.tile_size is not None and settings.tile_size % align:

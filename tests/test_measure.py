@@ -1,0 +1,152 @@
+"""How a machine is shared out, and what is remembered of it, change how fast a run is and nothing else."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from mrbcr_cli import capacity, measure
+from mrbcr_cli.capacity import Share
+from mrbcr_cli.cli import run
+from mrbcr_cli.measure import TileSpeed, cache_file, measured, with_measured
+from mrbcr_cli.restore import Restorer
+from mrbcr_cli.settings import DeconvolveSettings
+from tests.helpers import deconvolve, pixels, spots, tiny_weights
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MRBCR_CACHE_DIR", str(tmp_path / "cache"))
+    return tiny_weights(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    tifffile.imwrite(tmp_path / "in.tif", spots((2, 1200, 400)), metadata={"axes": "ZYX"}, photometric="minisblack")
+    return tmp_path / "in.tif"
+
+
+def plan_of(image: Path, weights: Path, capsys: pytest.CaptureFixture[str], *more: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(["info", str(image), "--plan", "-m", str(weights), "--json", *map(str, more)]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)["plan"]
+    return plan
+
+
+def test_what_is_measured_is_used_and_changes_no_pixel(
+    tmp_path: Path, weights: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deconvolve(image, "-o", tmp_path / "before.ome.zarr", "-m", weights, "-q") == 0
+    before = plan_of(image, weights, capsys)
+    monkeypatch.setattr(measure, "TILES_PX", (128, 304))
+    monkeypatch.setattr(measure, "_seconds", lambda _, shape, *__: 1.0 if shape[1] < 400 else 100.0)
+    plan = plan_of(image, weights, capsys, "--measure")
+    assert [row["tile_px"] for row in plan["measured"]] == [128, 304]
+    assert plan["measured"][0]["megapixels_per_s"] > plan["measured"][1]["megapixels_per_s"]
+    assert max(plan["block_shape"][1:]) <= 128 < max(before["block_shape"][1:])
+    assert plan_of(image, weights, capsys)["block_shape"] == plan["block_shape"]
+    assert max(plan_of(image, weights, capsys, "--tile-size", 304)["block_shape"][1:]) == 304
+    assert deconvolve(image, "-o", tmp_path / "after.ome.zarr", "-m", weights, "-q") == 0
+    assert np.abs(pixels(tmp_path / "after.ome.zarr").astype(int) - pixels(tmp_path / "before.ome.zarr")).max() <= 1
+
+
+def test_it_really_measures(weights: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "TILES_PX", (64, 128))
+    said: list[str] = []
+    settings = DeconvolveSettings(model=(str(weights),))
+    from mrbcr_cli.images import find_source
+    from mrbcr_cli.plan import make_plan
+
+    spec: Any = make_plan(find_source(str(image)), settings, "ome-zarr").methods[0].spec
+    speeds = measure.measure(settings, spec, said.append)
+    assert len(said) == len(speeds) == 2
+    assert speeds[0].megapixels_per_s >= speeds[1].megapixels_per_s > 0
+    assert measured(settings) == speeds[0]
+
+
+def test_what_is_remembered_is_of_this_model_precision_and_machine(weights: Path, tmp_path: Path) -> None:
+    settings = DeconvolveSettings(model=(str(weights),))
+    measure._remember(settings, [TileSpeed(1536, 1, 2.0), TileSpeed(512, 1, 1.0)])
+    assert with_measured(settings) == (settings, 1536)
+    other = tiny_weights(tmp_path / "other.safetensors", seed=1)
+    for unlike in (
+        settings.model_copy(update={"precision": "bf16"}),
+        settings.model_copy(update={"tile_size": 256}),
+        settings.model_copy(update={"model": (str(other),)}),
+        settings.model_copy(update={"method": "wiener"}),
+    ):
+        assert measured(unlike) is None
+    measure._remember(settings.model_copy(update={"precision": "bf16"}), [TileSpeed(512, 1, 3.0)])
+    assert with_measured(settings)[1] == 1536  # one does not drop the other
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"format": 1}', '{"format": 1, "machines": 3}', '{"format": 9}', "[" * 9999]
+)
+def test_a_damaged_record_is_none(weights: Path, text: str) -> None:
+    settings = DeconvolveSettings(model=(str(weights),))
+    cache_file().parent.mkdir(parents=True)
+    cache_file().write_text(text)
+    assert measured(settings) is None
+    measure._remember(settings, [TileSpeed(512, 1, 1.0)])
+    assert measured(settings) == TileSpeed(512, 1, 1.0)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    monkeypatch.setenv("MRBCR_CACHE_DIR", str(blocker / "cache"))
+    monkeypatch.setattr(measure, "TILES_PX", (64,))
+    assert run(["info", str(image), "--measure"]) == 2
+    assert "MRBCR_CACHE_DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "slots", "workers"), [(1, 1, 1), (2, 1, 2), (4, 2, 3), (64, 32, 40)])
+def test_cores_are_shared_out(cores: int, slots: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "cpu_count", lambda: cores)
+    needs = capacity.Needs(8, (0, 96, 96), 200, 2)
+    share = capacity._threads_share(10**12, needs, range(1000), 10**9)  # type: ignore[arg-type]
+    assert (share.slots, share.workers, share.computing) == (slots, workers, slots)
+    assert share.computing * share.torch_threads <= cores
+    little = capacity._threads_share(2 * 10**9, needs, range(1000), 10**9)  # type: ignore[arg-type]
+    assert little.computing <= 2
+    assert little.computing * little.torch_threads <= cores
+    few = capacity._threads_share(10**12, needs, range(1), 10**9)  # type: ignore[arg-type]
+    assert (few.workers, few.computing, few.torch_threads) == (1, 1, cores)
+
+
+def test_memory_of_blocks_that_wait_is_counted() -> None:
+    assert Share(4, 1, 100).block_bytes == 400
+    assert Share(4, 1, 100, slots=2).block_bytes == 250
+
+
+def test_no_more_blocks_compute_at_a_time_than_there_are_slots(
+    tmp_path: Path, weights: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "cpu_count", lambda: 4)
+    real, counting = Restorer.restore, threading.Lock()
+    now, most = 0, 0
+
+    def counted(self: Restorer, *arguments: Any) -> Any:
+        nonlocal now, most
+        with counting:
+            now += 1
+            most = max(most, now)
+        try:
+            return real(self, *arguments)
+        finally:
+            with counting:
+                now -= 1
+
+    monkeypatch.setattr(Restorer, "restore", counted)
+    assert deconvolve(image, "-o", tmp_path / "o.ome.zarr", "-m", weights, "--tile-size", 112, "-q") == 0
+    assert 1 <= most <= 2
+    assert now == 0
