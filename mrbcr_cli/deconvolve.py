@@ -16,7 +16,9 @@ from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InterruptedRunError
 from mrbcr_cli.finish import Outcome, complete, end_of_earlier_run
 from mrbcr_cli.images import SourceSpec
+from mrbcr_cli.places import RemoteError
 from mrbcr_cli.plan import Plan, make_plan
+from mrbcr_cli.remote_output import take_away
 from mrbcr_cli.resume import enter, header_of, joined, ranges_of
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
@@ -25,7 +27,7 @@ from mrbcr_cli.stream.engine import Job, RefusedError, describe, forget_run
 from mrbcr_cli.stream.ledger import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
-from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, unfinished_run
+from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, standing_run, unfinished_run
 
 
 def deconvolve_file(
@@ -41,8 +43,11 @@ def deconvolve_file(
 ) -> Outcome:
     """Deconvolve one image, or its share of it. Raises the MrbcrError that says what went wrong and what is left."""
     check_target(source, target)
-    before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
-    contents = unfinished_run(target) if settings.resume else None
+    try:
+        before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
+        contents = unfinished_run(target) if settings.resume else None
+    except RemoteError as error:
+        raise IncompleteError(f"{target.path}: cannot be looked at ({error.strerror})") from error
     plan = make_plan(source, settings, target.format, known_ranges=ranges_of(contents, settings))
     ours = contents is not None and contents.header.get("fingerprint") == plan.fingerprint
     if before is not None:
@@ -51,7 +56,7 @@ def deconvolve_file(
                 f"{target.path}: exists, made from another input, model or settings; "
                 "use --overwrite or another --output"
             )
-        if ours:
+        if ours or (target.remote and standing_run(target)[0] == plan.fingerprint):
             end_of_earlier_run(target)
         reporter.info(f"{target.path}: already done, nothing to do")
         return Outcome(target.path, "unchanged", {"fingerprint": plan.fingerprint})
@@ -125,6 +130,7 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
         run=plan.fingerprint,
         source=plan.source,
         store=str(target.store),
+        folder=str(target.partial),
         grid=plan.grid,
         methods=tuple(m.spec for m in plan.methods),
         ranges=plan.ranges,
@@ -164,13 +170,14 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, ledger
     resume = "run the same command to resume"
     if isinstance(result.fatal, RefusedError) and not ledger.records and ledger.path == target.ledger:
         # Refused input leaves nothing behind, unless work was done by then; the ledger goes first, its lock is ours.
+        if target.remote:
+            take_away(target)
         target.ledger.unlink()
         shutil.rmtree(target.partial)
         raise result.fatal
     if result.interrupted:
-        raise InterruptedRunError(
-            f"{target.path}: interrupted; finished blocks are kept in {target.partial.name}, {resume}"
-        )
+        kept = target.partial if target.remote else target.partial.name
+        raise InterruptedRunError(f"{target.path}: interrupted; finished blocks are kept in {kept}, {resume}")
     if result.fatal is not None:
         raise IncompleteError(f"{target.path}: stopped ({describe(result.fatal)}); finished blocks are kept, {resume}")
     if result.failed:

@@ -34,7 +34,7 @@ from mrbcr_cli.simulate.sources import SPLITS, apportion, find_sources, split_so
 from mrbcr_cli.stream.ledger import BlockRecord, Ledger, LockedError, read_ledger
 from mrbcr_cli.stream.pool import RESUME, Work, drive, workers_for
 from mrbcr_cli.stream.signals import stop_on_signal
-from mrbcr_cli.workfolder import Target, busy, check_place, drop_partial, finished_before, put_in_place
+from mrbcr_cli.workfolder import LocalTarget, busy, check_place, drop_partial, finished_before, put_in_place
 
 _SHEET = 16
 _IN_FLIGHT = 2
@@ -46,7 +46,7 @@ _MUCH_SATURATED = 1e-3
 class PairsTarget:
     """Where the pairs go."""
 
-    target: Target
+    target: LocalTarget
     npz: Path | None = None
     figure: Path | None = None
 
@@ -205,7 +205,7 @@ def split_bounds(job: PairsJob) -> dict[str, tuple[int, int]]:
     return {name: (stop - count, stop) for name, stop, count in zip(SPLITS, stops, job.counts, strict=True)}
 
 
-def _carry_out(job: PairsJob, target: Target, reporter: Reporter, mark: str, workers: int) -> None:
+def _carry_out(job: PairsJob, target: LocalTarget, reporter: Reporter, mark: str, workers: int) -> None:
     started = time.monotonic()
     settings = job.settings
     shards = -(-settings.count // SHARD)
@@ -245,7 +245,7 @@ def _run(
     task: _ShardTask,
     ledger: Ledger,
     shards: int,
-    target: Target,
+    target: LocalTarget,
     reporter: Reporter,
     workers: int,
     stop: threading.Event,
