@@ -18,7 +18,7 @@ from mrbcr_cli.finish import Outcome, complete, end_of_earlier_run
 from mrbcr_cli.images import SourceSpec
 from mrbcr_cli.places import RemoteError
 from mrbcr_cli.plan import Plan, make_plan
-from mrbcr_cli.remote_output import take_away
+from mrbcr_cli.remote_output import goes_first, take_away
 from mrbcr_cli.resume import enter, header_of, joined, ranges_of
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
@@ -46,6 +46,11 @@ def deconvolve_file(
     try:
         before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
         contents = unfinished_run(target) if settings.resume else None
+        if settings.overwrite and goes_first(target):
+            reporter.info(
+                f"note: {target.path}: stands until the new run begins, not until it is done; nothing can step aside "
+                "at a URL"
+            )
     except RemoteError as error:
         raise IncompleteError(f"{target.path}: cannot be looked at ({error.strerror})") from error
     plan = make_plan(source, settings, target.format, known_ranges=ranges_of(contents, settings))

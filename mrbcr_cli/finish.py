@@ -177,7 +177,7 @@ def _finish_run(contents: LedgerContents, target: Target, reporter: Reporter, ve
     except FileNotFoundError as error:
         raise IncompleteError(f"{target.partial}: another run has just ended there; run mrbcr finish again") from error
     with ledger:
-        if target.path.exists() and not run.overwrite:
+        if isinstance(target.path, Path) and target.path.exists() and not run.overwrite:
             before = read_provenance(target.path) or {}
             if before.get("fingerprint") != run.fingerprint:
                 raise FingerprintError(

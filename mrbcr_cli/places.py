@@ -146,7 +146,7 @@ class RemotePath:
         with _plainly(self.url):
             fs, key = self._found()
             try:
-                if self.scheme in _READ_ONLY and stop is not None:
+                if self.scheme in _READ_ONLY:
                     return _http_bytes(fs, key, start or 0, stop)
                 return bytes(fs.cat_file(key, start=start, end=stop))
             except OSError as error:
@@ -299,9 +299,17 @@ def _line(error: BaseException) -> str:
     return " ".join(said.split())[:300] or type(error).__name__
 
 
-def _http_bytes(fs: Any, url: str, start: int, stop: int) -> bytes:
+def _http_bytes(fs: Any, url: str, start: int, stop: int | None) -> bytes:
     """A range of what a server holds, and no more than that in memory, though it ignore ranges and lie about sizes."""
     from fsspec.asyn import sync
+
+    if start < 0 or stop is None:
+        size = fs.info(url).get("size")
+        if size is None:
+            raise RemoteError(errno.ENOTSUP, "the server does not tell the size", url)
+        start, stop = max(0, start if start >= 0 else size + start), size
+    if start >= stop:
+        return b""
 
     async def fetch() -> bytes:
         session = await fs.set_session()

@@ -101,6 +101,11 @@ def await_other() -> None:
     time.sleep(_WAIT_S)
 
 
+def goes_first(target: Target) -> bool:
+    """Whether an output stands at the URL that a run with --overwrite removes when it begins. Raises RemoteError."""
+    return isinstance(target.path, RemotePath) and look(target.path).kind in ("finished", "zarr")
+
+
 def take_away(target: Target) -> None:
     """Remove the unfinished store of the run in the working folder, and no other."""
     standing = look(_url(target))

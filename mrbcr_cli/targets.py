@@ -1,7 +1,7 @@
 """Where a result goes, and where its working folder lies until it is there.
 
-Invariant: the working folder is on a disk that can lock and append: beside an output on a disk, so that the last step is
-a rename; for one at a URL in a folder of the user's choice, under a name that no other URL has.
+Invariant: the working folder is on a disk that can lock and append: beside an output on a disk, so that the last step
+is a rename; for one at a URL in a folder of the user's choice, under a name that no other URL has.
 """
 
 from __future__ import annotations

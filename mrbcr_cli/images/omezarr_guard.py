@@ -19,7 +19,7 @@ from mrbcr_cli.places import Place
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
 
 MAX_CHUNK_BYTES = 2**30
 """A chunk is decoded whole, in memory."""
@@ -32,7 +32,7 @@ COMPRESSORS = {"blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma", "zfpy", "p
 
 def guarded_store(folder: Place, root: Place) -> Store:
     """A read-only store of the array at `folder`, which lies in the store at `root`. See `set_limits`."""
-    from zarr.abc.store import ByteRequest, RangeByteRequest, Store
+    from zarr.abc.store import RangeByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
     from zarr.storage import WrapperStore
 
@@ -58,6 +58,8 @@ def guarded_store(folder: Place, root: Place) -> Store:
             wanted = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
             if len(found) < wanted:
                 raise ValueError(f"file {key} is cut short")
+            if byte_range is not None and len(found) > _most(byte_range):
+                raise ValueError(f"file {key}: more came than was asked for; does the server take ranges?")
             if self.chunk_bytes is not None and self.codec:
                 beyond = await asyncio.to_thread(expands_beyond, self.codec, found, self.chunk_bytes)
                 if beyond:
@@ -82,6 +84,12 @@ def guarded_store(folder: Place, root: Place) -> Store:
                 raise ValueError(f"file {key} is far larger than the pixels it should hold")
 
     return GuardedStore(plain_store(folder, read_only=True))
+
+
+def _most(part: ByteRequest) -> int:
+    """The most bytes that a request of a part asks for."""
+    end, start, suffix = (getattr(part, name, None) for name in ("end", "start", "suffix"))
+    return end - start if end is not None and start is not None else MAX_CHUNK_BYTES if suffix is None else suffix
 
 
 class Links:
