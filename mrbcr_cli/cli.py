@@ -32,7 +32,7 @@ from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
-from mrbcr_cli.cli_options import Axes, Debug, Json, Quiet, Series, ShardText, SplitRgb, WorkDir
+from mrbcr_cli.cli_options import Axes, Debug, Json, OutputPlace, Quiet, Series, ShardText, SplitRgb, WorkDir
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -81,15 +81,7 @@ def deconvolve(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            help="File to write (.ome.zarr, .ome.tif), or a folder; OME-Zarr also to a URL.",
-            rich_help_panel=OUTPUT,
-        ),
-    ],
+    output: OutputPlace,
     model: Annotated[
         list[str] | None,
         typer.Option(

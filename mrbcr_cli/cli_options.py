@@ -148,6 +148,10 @@ ShardText = Annotated[
 ]
 Workers = Annotated[int | None, _option(RUN, help="Processes at a time. Default: the cores. Changes no byte.")]
 
+OutputPlace = Annotated[
+    str,
+    _option(OUTPUT, "--output", "-o", help="File to write (.ome.zarr, .ome.tif), or a folder; OME-Zarr also to a URL."),
+]
 WorkDir = Annotated[
     Path | None,
     _option(

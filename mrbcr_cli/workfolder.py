@@ -18,7 +18,7 @@ from typing import Any
 from mrbcr_cli import remote_output
 from mrbcr_cli.errors import IncompleteError, InputError
 from mrbcr_cli.images import SourceSpec, read_provenance
-from mrbcr_cli.images.omezarr_meta import is_zarr
+from mrbcr_cli.images.omezarr_documents import is_zarr
 from mrbcr_cli.places import Place, RemotePath, place
 from mrbcr_cli.stream.ledger import Ledger, LedgerContents, LockedError, hold, read_ledger
 from mrbcr_cli.stream.shards import Shard, run_id

@@ -87,7 +87,7 @@ def find_source(
             return SourceSpec(names, text, len(names) > 1, series, axes, split_rgb)
         raise InputError(f"{text}: no such file or folder")
     if path.is_dir():
-        from mrbcr_cli.images.omezarr_meta import is_zarr
+        from mrbcr_cli.images.omezarr_documents import is_zarr
 
         if is_zarr(path):
             return SourceSpec((text,), text, False, series, axes, split_rgb)
@@ -146,7 +146,7 @@ def _tiffs(paths: object) -> tuple[str, ...]:
 
 def _check_remote(path: RemotePath) -> None:
     """Raise InputError unless an OME-Zarr is there, or what may be the folder of one."""
-    from mrbcr_cli.images.omezarr_meta import is_zarr
+    from mrbcr_cli.images.omezarr_documents import is_zarr
 
     if path.name.lower().endswith(TIFF_SUFFIXES) or glob.has_magic(path.name):
         raise InputError(f"{path}: of URLs only OME-Zarr is read; copy TIFF files to a disk first, or convert them")

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import omezarr_meta as meta
 from mrbcr_cli.images.base import CANONICAL_AXES, ImageInfo, Region
+from mrbcr_cli.images.omezarr_documents import is_zarr
 from mrbcr_cli.images.omezarr_fingerprint import fingerprint
 from mrbcr_cli.images.omezarr_guard import guarded_store, set_limits
-from mrbcr_cli.images.omezarr_meta import is_zarr
 from mrbcr_cli.places import Place, RemoteError, RemotePath, place
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.omezarr_guard import regular_size
-from mrbcr_cli.images.omezarr_store import network_threads
+from mrbcr_cli.images.omezarr_store import each
 from mrbcr_cli.places import Place, RemotePath
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ _SAMPLES = 256
 _SIZES = 2048
 _WHOLE_BYTES = 64 * 2**20
 _HEAD_BYTES = 4096
-
-T = TypeVar("T")
 
 
 def fingerprint(documents: Iterable[bytes], array: zarr.Array[Any], folder: Place, root: Place) -> str:
@@ -45,7 +43,7 @@ def fingerprint(documents: Iterable[bytes], array: zarr.Array[Any], folder: Plac
             present.append((file, size, stamp))
     sampled = math.prod(_file_grid(array)) > _SIZES or sum(size for _, size, _ in present) > _WHOLE_BYTES
     if not sampled:
-        for content in _each(_whole, [file for file, _, _ in present]):
+        for content in each(_whole, [file for file, _, _ in present]):
             _update(digest, content)
         return digest.hexdigest()
     if isinstance(root, RemotePath):
@@ -62,15 +60,8 @@ def fingerprint(documents: Iterable[bytes], array: zarr.Array[Any], folder: Plac
 
 def _looked_at(files: list[Place], root: Place) -> Iterator[tuple[Place, int | None, str]]:
     """Each file with its size (None: absent), and at a URL with what tells its bytes from others."""
-    for file, found in zip(files, _each(lambda file: _facts(file, root), files), strict=True):
+    for file, found in zip(files, each(lambda file: _facts(file, root), files), strict=True):
         yield (file, None, "") if found is None else (file, *found)
-
-
-def _each(look: Callable[[Place], T], files: list[Place]) -> Iterator[T]:
-    """What `look` finds of each file, in order; of remote files many at a time."""
-    if files and isinstance(files[0], RemotePath):
-        return network_threads().map(look, files)
-    return map(look, files)
 
 
 def _facts(file: Place, root: Place) -> tuple[int, str] | None:

@@ -9,7 +9,6 @@ Sources: NGFF 0.4 and 0.5 (https://ngff.openmicroscopy.org), zarr v2 and v3 spec
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -20,14 +19,13 @@ from typing import Any, Literal
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.axes import parse_axes as checked_letters
 from mrbcr_cli.images.base import CANONICAL_AXES
-from mrbcr_cli.places import Place, RemotePath, place
+from mrbcr_cli.images.omezarr_documents import is_zarr, parse_document, read_document, read_documents
+from mrbcr_cli.places import Place
 
 UNFINISHED = "mrbcr-unfinished"
 """Group attribute that our writer sets until the store is complete; the reader refuses a store that has it."""
 
-_NODE_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _CHILDREN_LOOKED_AT = 1000
-MAX_DOCUMENT_BYTES = 128 * 2**20
 
 # Spellings seen in the wild, beside the UDUNITS-2 names that the specification asks for.
 _UNIT_ALIASES = {
@@ -88,26 +86,12 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
 
-def is_zarr(path: str | Place) -> bool:
-    """True where `path` is a folder with zarr metadata (v2 or v3) in it. Never imports zarr.
-
-    Raises InputError at a URL that cannot be asked, and nothing on a disk.
-    """
-    folder = place(path)
-    if isinstance(folder, RemotePath):
-        return any(_read_bytes(folder / name) is not None for name in _NODE_FILES)
-    try:
-        return folder.is_dir() and any((folder / name).is_file() for name in _NODE_FILES)
-    except (OSError, ValueError):
-        return False
-
-
 def read_node(folder: Place) -> Node | None:
     """The group or array at `folder`, or None where there is none. Raises InputError on a document that is not JSON."""
-    found = {name: document for name in _NODE_FILES if (document := _read_bytes(folder / name)) is not None}
+    found = read_documents(folder)
     documents = tuple(found[name] for name in sorted(found))
     if "zarr.json" in found:  # zarr v3 wins where a folder has both, as in zarr-python
-        node = _parse(folder / "zarr.json", found["zarr.json"])
+        node = parse_document(folder / "zarr.json", found["zarr.json"])
         kind = node.get("node_type")
         if kind not in ("array", "group") or node.get("zarr_format") != 3:
             raise InputError(f"{folder / 'zarr.json'}: neither a zarr v3 group nor an array; the store is damaged")
@@ -116,9 +100,9 @@ def read_node(folder: Place) -> Node | None:
         return Node(folder, 3, kind, attributes, node if kind == "array" else {}, documents)
     if not found:
         return None
-    attributes = _parse(folder / ".zattrs", found[".zattrs"]) if ".zattrs" in found else {}
+    attributes = parse_document(folder / ".zattrs", found[".zattrs"]) if ".zattrs" in found else {}
     if ".zarray" in found:
-        return Node(folder, 2, "array", attributes, _parse(folder / ".zarray", found[".zarray"]), documents)
+        return Node(folder, 2, "array", attributes, parse_document(folder / ".zarray", found[".zarray"]), documents)
     return Node(folder, 2, "group", attributes, {}, documents)
 
 
@@ -273,7 +257,7 @@ def read_ome_xml(root: Place, *folders: Place) -> tuple[str | None, tuple[str, .
     for folder in folders:
         path = folder / "OME" / "METADATA.ome.xml"
         if path.is_file():
-            raw = _read_bytes(child(root, folder, "OME/METADATA.ome.xml"))
+            raw = read_document(child(root, folder, "OME/METADATA.ome.xml"))
             try:
                 return (None if raw is None else raw.decode("utf-8")), ()
             except UnicodeDecodeError:
@@ -371,31 +355,3 @@ def _dicts(parent: dict[str, Any], key: str, where: Place) -> list[dict[str, Any
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{where}: metadata entry {key!r} is not a list of objects; the store is damaged")
     return entries
-
-
-def _read_bytes(path: Place) -> bytes | None:
-    try:
-        if isinstance(path, RemotePath):
-            document = path.read_bytes(0, MAX_DOCUMENT_BYTES + 1)
-        elif path.is_file():  # a pipe would wait, a device never end
-            with path.open("rb") as stream:
-                document = stream.read(MAX_DOCUMENT_BYTES + 1)
-        else:
-            return None
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror})") from exc
-    if len(document) > MAX_DOCUMENT_BYTES:
-        raise InputError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, which no metadata are; refused")
-    return document
-
-
-def _parse(path: Place, document: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(document)
-    except (ValueError, RecursionError) as exc:  # ValueError covers bad JSON and bad UTF-8
-        raise InputError(f"{path}: not valid JSON ({str(exc).splitlines()[0]}); the store is damaged") from exc
-    if not isinstance(parsed, dict):
-        raise InputError(f"{path}: holds no JSON object; the store is damaged")
-    return parsed

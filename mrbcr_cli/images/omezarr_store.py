@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,6 +36,13 @@ def plain_store(folder: Place, *, read_only: bool = False) -> Store:
 def network_threads() -> ThreadPoolExecutor:
     """Threads that wait for remote places."""
     return ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="mrbcr-network")
+
+
+def each(look: Callable[[Place], T], files: Sequence[Place]) -> Iterator[T]:
+    """What `look` finds of each file, in order; of remote files many at a time."""
+    if files and isinstance(files[0], RemotePath):
+        return network_threads().map(look, files)
+    return map(look, files)
 
 
 def _remote_store(folder: RemotePath, read_only: bool) -> Store:
