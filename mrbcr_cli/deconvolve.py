@@ -105,7 +105,7 @@ def _carry_out(
             reporter.info(f"resuming {target.path.name}: {resumed} of {len(share)} blocks are done")
         result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients, share)
         _raise_if_unfinished(result, plan, target, ledger, share)
-        _raise_if_input_changed(plan, ledger)
+        _raise_if_input_changed(plan, target, ledger)
         figures: dict[str, Any] = {
             "blocks_resumed": resumed,
             "blocks_redone": len(result.redone),
@@ -193,7 +193,7 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, ledger
         )
 
 
-def _raise_if_input_changed(plan: Plan, ledger: RunLedger) -> None:
+def _raise_if_input_changed(plan: Plan, target: Target, ledger: RunLedger) -> None:
     """Pixels that were read while the input changed or was out of reach are not to be trusted."""
     from mrbcr_cli.images import open_source
 
@@ -203,6 +203,8 @@ def _raise_if_input_changed(plan: Plan, ledger: RunLedger) -> None:
     finally:
         reader.close()
     if not same:
+        if target.remote and ledger.path == target.ledger:
+            take_away(target)
         ledger.path.unlink()
         raise FingerprintError(f"{plan.source.label}: changed while it was read; run the same command to start again")
 

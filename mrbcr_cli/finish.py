@@ -16,7 +16,7 @@ from typing import Any
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
 from mrbcr_cli.images import find_source, open_source, read_provenance
-from mrbcr_cli.places import Place, RemotePath, place
+from mrbcr_cli.places import Place, RemoteError, RemotePath, place
 from mrbcr_cli.remote_output import look, orphan
 from mrbcr_cli.resume import RunRecord, read_header
 from mrbcr_cli.stream.ledger import BlockRecord, LedgerContents, LockedError, read_ledger
@@ -66,6 +66,8 @@ def complete(
             keep_ledger(target.store, header, records)  # before the metadata that make it an image
         ready = _build(run, spec, target, reporter, mark=header["id"] if target.remote else True)
     except InputError as error:  # what was written cannot be read back
+        if isinstance(error.__cause__, RemoteError):
+            raise error.__cause__ from error
         raise IncompleteError(
             f"{error}; mrbcr finish --verify {target.path} finds the blocks to be done again"
         ) from error
@@ -137,6 +139,10 @@ def finish_output(output: Place, reporter: Reporter, *, verify: bool = False, wo
             raise busy(target) from error
         except KeyboardInterrupt as error:
             raise InterruptedRunError(f"{target.path}: interrupted; run mrbcr finish again") from error
+        except RemoteError as error:
+            raise IncompleteError(
+                f"{target.path}: cannot be reached ({error.strerror}); what is done is kept, run mrbcr finish again"
+            ) from error
         except OSError as error:
             raise IncompleteError(
                 f"{target.path}: cannot write ({error.strerror or error}); what is done is kept, run mrbcr finish again"

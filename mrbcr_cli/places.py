@@ -165,9 +165,10 @@ class RemotePath:
         try:
             with _plainly(self.url):
                 fs, key = self._found()
-                if missing_ok and not fs.exists(key):  # removing nothing is an error of some stores, of others not
-                    return
-                fs.rm_file(key)
+                try:
+                    fs.rm_file(key)
+                except KeyError as error:  # how memory says it; S3 says nothing
+                    raise FileNotFoundError(key) from error
         except FileNotFoundError:
             if not missing_ok:
                 raise

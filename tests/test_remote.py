@@ -23,7 +23,7 @@ from mrbcr_cli import places
 from mrbcr_cli.cli import run
 from mrbcr_cli.images import find_source, open_source
 from mrbcr_cli.places import RemoteError, RemotePath, place
-from mrbcr_cli.stream.ledger import read_ledger
+from mrbcr_cli.stream.ledger import Ledger, read_ledger
 from tests.helpers import APPEND, deconvolve, die_at, full_after, pixels, spots, tiny_weights
 from tests.test_shards import events, finish, without_command
 
@@ -143,6 +143,7 @@ def test_out_there_equals_out_here(
     assert [p.name for p in work.iterdir()] == ["o.ome.zarr"]
 
 
+@pytest.mark.slow
 def test_every_mix_of_places(work: Path, job: dict[str, Any], request: pytest.FixtureRequest) -> None:
     out = url(request)
     assert deconvolve(f"{BUCKET}/in.ome.zarr", *job["args"], "-o", "o.ome.zarr") == 0
@@ -229,6 +230,7 @@ def test_resumed_equals_undisturbed_and_redoes_nothing(
     assert not list(work.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "count", "left"),
     [
@@ -314,6 +316,7 @@ def test_an_input_that_cannot_be_fetched_is_not_read_as_zeros(
     assert len(events(capsys.readouterr().out, "block")) == BLOCKS - done
 
 
+@pytest.mark.slow
 def test_shards_there_and_finish(
     work: Path, job: dict[str, Any], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -421,6 +424,27 @@ def test_refused_input_leaves_nothing_there(
     assert not list(work.iterdir())
 
 
+def test_an_input_that_changes_meanwhile_is_refused_and_begun_again(
+    work: Path, job: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, there = url(request), f"{BUCKET}/changing/in.ome.zarr"
+    upload(job["folder"] / "in.ome.zarr", there)
+    real = Ledger.append
+
+    def edit(self: Ledger, record: Any) -> None:
+        document = (job["folder"] / "in.ome.zarr" / "0" / "zarr.json").read_bytes()
+        (place(there) / "0" / "zarr.json").write_bytes(document + b" ")  # type: ignore[union-attr]
+        real(self, record)
+
+    monkeypatch.setattr(Ledger, "append", edit)
+    assert deconvolve(there, *job["args"], "-o", out, "--workers", 1) == 4
+    monkeypatch.setattr(Ledger, "append", real)
+    upload(job["folder"] / "in.ome.zarr", there)
+    assert deconvolve(there, *job["args"], "-o", out) == 0
+    assert_same(out, job["whole"])
+
+
+@pytest.mark.slow
 def test_processes_do_what_threads_do(work: Path, job: dict[str, Any], request: pytest.FixtureRequest) -> None:
     out = url(request)
     args = (f"{BUCKET}/in.ome.zarr", *job["args"], "-o", out, "--cluster", "local", "--workers", 2)
@@ -651,7 +675,10 @@ def test_an_empty_object_has_no_range(s3: str) -> None:
     with pytest.raises(FileNotFoundError):
         RemotePath(f"{BUCKET}/none").read_bytes(0, 10)
     path.unlink()
-    path.unlink(missing_ok=True)
+    for gone in (path, RemotePath("memory://empty/none")):
+        gone.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        RemotePath("memory://empty/none").unlink()
     assert not path.exists()
 
 

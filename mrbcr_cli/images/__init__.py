@@ -13,7 +13,7 @@ from typing import Literal
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.base import ImageReader
-from mrbcr_cli.places import Place, RemotePath, place
+from mrbcr_cli.places import Place, RemoteError, RemotePath, place
 
 OutputFormat = Literal["ome-zarr", "ome-zarr-0.4", "ome-tiff"]
 
@@ -111,7 +111,10 @@ def open_source(source: SourceSpec) -> ImageReader:
     if isinstance(path, RemotePath) or path.is_dir():
         from mrbcr_cli.images.omezarr import open_omezarr
 
-        return open_omezarr(path, series=source.series, axes=source.axes)
+        try:
+            return open_omezarr(path, series=source.series, axes=source.axes)
+        except RemoteError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     from mrbcr_cli.images.tiff import open_tiff
 
     return open_tiff(path, series=source.series, axes=source.axes, split_rgb=source.split_rgb)
