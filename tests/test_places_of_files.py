@@ -18,9 +18,9 @@ from tests.test_deconvolve import write_zarr
 
 _READ_ONLY = """
 import errno, os, sys
-folder, arguments = os.path.realpath(sys.argv[1]), sys.argv[2:]
+folder, outputs, *arguments = os.path.realpath(sys.argv[1]), *sys.argv[2:]
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.utime"}
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
 
 def refuse(event, values):
     if event == "open":
@@ -33,7 +33,7 @@ def refuse(event, values):
 
 sys.addaudithook(refuse)
 from mrbcr_cli.cli import run
-sys.exit(run(arguments))
+sys.exit(max(run([*arguments, "-o", output]) for output in outputs.split(os.pathsep)))
 """
 """A disk that is read-only also to root, whom no mode bits stop."""
 
@@ -48,6 +48,22 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+def under_read_only(
+    folder: Path, outputs: list[Path], arguments: tuple[object, ...]
+) -> subprocess.CompletedProcess[str]:
+    """Run `mrbcr deconvolve` for each output in a process that cannot write to a folder."""
+    texts = map(str, (folder, os.pathsep.join(map(str, outputs)), "deconvolve", *arguments))
+    return subprocess.run(
+        [sys.executable, "-c", _READ_ONLY, *texts],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in.tif", "in.ome.zarr", "planes"])
 def test_read_only_input_and_output_on_another_device(tmp_path: Path, elsewhere: Path, name: str) -> None:
     given = tmp_path / "given"
@@ -66,17 +82,9 @@ def test_read_only_input_and_output_on_another_device(tmp_path: Path, elsewhere:
     for output in ("o.ome.zarr", "o.ome.tif"):
         assert deconvolve(*args, "-o", tmp_path / output) == 0
     before = {p: p.stat().st_mtime_ns for p in given.rglob("*")}
+    ended = under_read_only(given, [elsewhere / "o.ome.zarr", elsewhere / "o.ome.tif"], args)
+    assert ended.returncode == 0, ended.stderr
     for output in ("o.ome.zarr", "o.ome.tif"):
-        command = [sys.executable, "-c", _READ_ONLY, given, "deconvolve", *args, "-o", elsewhere / output]
-        ended = subprocess.run(
-            [*map(str, command)],
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
         assert np.array_equal(pixels(elsewhere / output), pixels(tmp_path / output))
     assert {p: p.stat().st_mtime_ns for p in given.rglob("*")} == before
 
@@ -85,11 +93,8 @@ def test_an_output_in_a_read_only_place_is_refused_in_one_line(tmp_path: Path) -
     tifffile.imwrite(tmp_path / "in.tif", spots((64, 64)))
     (tmp_path / "given").mkdir()
     weights = tiny_weights(tmp_path / "tiny.safetensors")
-    args = ("deconvolve", tmp_path / "in.tif", "-m", weights, "-q", "-o", tmp_path / "given" / "o.ome.zarr")
-    command = [sys.executable, "-c", _READ_ONLY, tmp_path / "given", *args]
-    ended = subprocess.run(
-        [*map(str, command)], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120, check=False
-    )
+    args = (tmp_path / "in.tif", "-m", weights, "-q")
+    ended = under_read_only(tmp_path / "given", [tmp_path / "given" / "o.ome.zarr"], args)
     assert ended.returncode == 3
     assert "Read-only file system" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
