@@ -20,7 +20,7 @@ from mrbcr_cli.errors import InputError, MrbcrError
 from mrbcr_cli.images import SourceSpec, open_source
 from mrbcr_cli.images.base import ImageReader
 from mrbcr_cli.intensity import IntensityRange
-from mrbcr_cli.places import place
+from mrbcr_cli.places import RemoteError, place
 from mrbcr_cli.stream.blocks import Block, Grid
 from mrbcr_cli.stream.ledger import BlockRecord
 
@@ -273,4 +273,4 @@ def is_fatal(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     """Return an exception in one line: its own words when it is one of ours, else with its type."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, MrbcrError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, MrbcrError | RemoteError) else f"{type(error).__name__}: {text}"
