@@ -135,7 +135,7 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
         run=plan.fingerprint,
         source=plan.source,
         store=str(target.store),
-        folder=str(target.partial),
+        folder=str(target.partial) if target.remote else None,
         grid=plan.grid,
         methods=tuple(m.spec for m in plan.methods),
         ranges=plan.ranges,

@@ -69,6 +69,8 @@ def guarded_store(folder: Place, root: Place) -> Store:
             return found
 
         async def _fetch(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
+            if byte_range is not None and links is None and _most(byte_range) > self.file_bytes:
+                raise ValueError(f"file {key} is far larger than the pixels it should hold")
             if links is not None or byte_range is not None:
                 return await self._store.get(key, prototype, byte_range)
             # At a URL asking for the size first would double the requests: no more than one byte too many is read.

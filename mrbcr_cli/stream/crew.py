@@ -166,7 +166,8 @@ def _answer(future: Any) -> tuple[str | None, WorkerReport | None]:
 def _from_root(job: Job) -> Job:
     """The job with paths that mean the same in any folder a worker was started in."""
     source = replace(job.source, paths=tuple(map(_absolute, job.source.paths)))
-    return replace(job, source=source, store=_absolute(job.store), folder=str(job.working_folder.absolute()))
+    folder = None if job.folder is None else _absolute(job.folder)
+    return replace(job, source=source, store=_absolute(job.store), folder=folder)
 
 
 def _absolute(text: str) -> str:
