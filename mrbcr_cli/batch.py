@@ -6,6 +6,7 @@ fails by itself.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from mrbcr_cli.capacity import default_workers
@@ -14,6 +15,7 @@ from mrbcr_cli.deconvolve import deconvolve_file
 from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
 from mrbcr_cli.finish import Outcome
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
+from mrbcr_cli.places import Place, RemoteError, RemotePath, is_writable, place
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
@@ -24,7 +26,7 @@ from mrbcr_cli.workfolder import PARTIAL_SUFFIX, Target
 
 def deconvolve_batch(
     inputs: list[str],
-    output: Path,
+    output: str | Place,
     settings: DeconvolveSettings,
     reporter: Reporter,
     *,
@@ -43,7 +45,13 @@ def deconvolve_batch(
             f"{option} with --shard: each shard would drop what the others have done; remove the old output and its "
             f"{PARTIAL_SUFFIX} folder instead"
         )
-    targets = name_targets(inputs, output, settings.output_format)
+    try:
+        targets = name_targets(inputs, place(output), settings.output_format, settings.work_dir)
+    except RemoteError as error:
+        raise IncompleteError(
+            f"{output}: cannot be looked at ({error.strerror}); run the same command again"
+        ) from error
+    _refuse_memory_elsewhere([*inputs, *(str(target.path) for target in targets)], settings)
     if settings.overwrite:
         _refuse_to_replace_inputs(inputs, targets)
     outcomes: list[Outcome] = []
@@ -93,43 +101,63 @@ def _clients(settings: DeconvolveSettings, reporter: Reporter) -> Clients:
     return Clients(settings, here, reporter.info, reporter.warn, settings.device)
 
 
-def name_targets(inputs: list[str], output: Path, wanted: OutputFormat | None) -> list[Target]:
+def name_targets(
+    inputs: list[str], output: Place, wanted: OutputFormat | None, work_dir: Path | None = None
+) -> list[Target]:
     """Return where each input's result goes.
 
     Raises InputError for a name that contradicts the format, several inputs into one file, or two equal names.
     """
-    named = None if output.is_dir() and not _looks_finished(output) else output_format(output)
+    remote = isinstance(output, RemotePath)
+    named = output_format(output) if remote or _looks_finished(output) or not output.is_dir() else None
+    if remote:
+        _check_remote_output(output, wanted or named)
     if named is not None:
         if len(inputs) > 1:
             raise InputError(f"{output}: names one file, but there are {len(inputs)} inputs; give a folder")
         if wanted is not None and wanted.split("-")[1] != named.split("-")[1]:
             raise InputError(f"{output}: the name says {named}, --output-format says {wanted}; change one of them")
-        return [Target(output, wanted or named)]
+        return [Target(output, wanted or named, work_dir)]
     if output.suffix.lower() in _NOT_WRITTEN:
         raise InputError(f"{output}: {output.suffix} is not written; use .ome.zarr, .ome.tif or a folder")
-    if output.exists() and not output.is_dir():
+    if output.is_file() if remote else output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, not a folder, and its name is not .ome.zarr, .ome.tif or .tif")
     chosen: OutputFormat = wanted or "ome-zarr"
-    targets: dict[Path, str] = {}
+    targets: dict[Place, str] = {}
     for text in inputs:
         path = output / (SourceSpec((text,), text).stem + SUFFIX_OF[chosen])
         if path in targets:
             raise InputError(f"{path}: both {targets[path]} and {text} would be written there; run them separately")
         targets[path] = text
-    return [Target(path, chosen) for path in targets]
+    return [Target(path, chosen, work_dir) for path in targets]
 
 
 _NOT_WRITTEN = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".czi", ".nd2", ".lif", ".ims", ".h5", ".hdf5", ".n5")
 
 
+def _check_remote_output(output: Place, wanted: OutputFormat | None) -> None:
+    if not is_writable(output):
+        raise InputError(f"{output}: such a place is for reading alone; write to a disk, or to s3://, gs:// or az://")
+    if wanted == "ome-tiff":
+        raise InputError(f"{output}: TIFF is not written to URLs; write OME-Zarr there, or TIFF to a disk")
+    if glob.has_magic(str(output)):
+        raise InputError(f"{output}: a name with *, [ or ] cannot be written to a URL; choose another --output")
+
+
+def _refuse_memory_elsewhere(texts: list[str], settings: DeconvolveSettings) -> None:
+    for text in texts:
+        if text.startswith("memory://") and settings.kind != "threads":
+            raise InputError(f"{text}: exists in this process alone, so --cluster cannot share it; leave --cluster out")
+
+
 def _refuse_to_replace_inputs(inputs: list[str], targets: list[Target]) -> None:
-    given = {Path(text).resolve() for text in inputs}
+    given = {place(text).resolve() for text in inputs}
     for target in targets:
         if target.path.resolve() in given:
             raise InputError(f"{target.path}: is an output and an input of the same command; choose another --output")
 
 
-def _looks_finished(output: Path) -> bool:
+def _looks_finished(output: Place) -> bool:
     """A folder that is named like a zarr is an output to be checked, not a folder to put outputs in."""
     return output.name.lower().endswith(".zarr")
 

@@ -32,7 +32,7 @@ from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
-from mrbcr_cli.cli_options import Axes, Debug, Json, Quiet, Series, ShardText, SplitRgb
+from mrbcr_cli.cli_options import Axes, Debug, Json, OutputPlace, Quiet, Series, ShardText, SplitRgb, WorkDir
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -76,17 +76,12 @@ def deconvolve(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="TIFF, OME-TIFF, ImageJ TIFF or OME-Zarr; a folder or quoted glob of TIFF planes is one stack. "
-            "With several inputs OUTPUT is a folder.",
+            help="TIFF, OME-TIFF, ImageJ TIFF or OME-Zarr (also at a URL: s3://bucket/in.ome.zarr); a folder or quoted "
+            "glob of TIFF planes is one stack. With several inputs OUTPUT is a folder.",
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="File to write (.ome.zarr, .ome.tif), or a folder.", rich_help_panel=OUTPUT
-        ),
-    ],
+    output: OutputPlace,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -194,6 +189,7 @@ def deconvolve(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    work_dir: WorkDir = None,
     tile_size: Annotated[
         int | None, typer.Option(help="Block size in px. Default: by available memory.", rich_help_panel=RUN)
     ] = None,

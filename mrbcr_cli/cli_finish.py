@@ -5,7 +5,6 @@ Invariant: as in `cli.py`: heavy imports happen inside the command that needs th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +20,7 @@ EPILOG = (
 
 def finish(
     output: Annotated[
-        Path,
+        str,
         typer.Argument(metavar="OUTPUT", help="What --output of the shards named.", show_default=False),
     ],
     verify: Annotated[
@@ -33,6 +32,7 @@ def finish(
             rich_help_panel=o.RUN,
         ),
     ] = False,
+    work_dir: o.WorkDir = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -44,8 +44,9 @@ def finish(
     not done; nothing that is done is lost.
     """
     from mrbcr_cli.finish import finish_output
+    from mrbcr_cli.places import place
 
     reporter = Reporter(quiet=quiet, as_json=as_json)
-    done = finish_output(output, reporter, verify=verify)
+    done = finish_output(place(output), reporter, verify=verify, work_dir=work_dir)
     reporter.event(done.status, output=str(done.output), **done.summary)
     reporter.data(str(done.output))

@@ -148,6 +148,22 @@ ShardText = Annotated[
 ]
 Workers = Annotated[int | None, _option(RUN, help="Processes at a time. Default: the cores. Changes no byte.")]
 
+OutputPlace = Annotated[
+    str,
+    _option(OUTPUT, "--output", "-o", help="File to write (.ome.zarr, .ome.tif), or a folder; OME-Zarr also to a URL."),
+]
+WorkDir = Annotated[
+    Path | None,
+    _option(
+        OUTPUT,
+        "--work-dir",
+        metavar="FOLDER",
+        envvar="MRBCR_WORK_DIR",
+        help="Of an OUTPUT at a URL: where its working folder (what is done) lies; for shards and --cluster on a "
+        "disk that all share. Default: here.",
+    ),
+]
+
 OPTICS_NAMES = (
     *("microscope", "model", "preset", "like", "channel", "na", "na_illumination", "sheet", "pinhole_au", "fresnel"),
     *("aplanatic", "zernike", "ni", "ns", "ng", "tg", "depth", "ni_design", "ng_design", "tg_design"),

@@ -14,7 +14,7 @@ from mrbcr_cli import cli_options as o
 from mrbcr_cli.cli_options import given
 from mrbcr_cli.console import Reporter
 
-SOURCES, TARGET = "Structures", "Target"
+SOURCES, TARGET = "Structures", "LocalTarget"
 
 
 def _range(panel: str, text: str) -> Any:
@@ -108,7 +108,7 @@ def pairs(
     bit_depth: o.BitDepth = None,
     scmos: Annotated[float | None, _text(o.CAMERA, "Share of pairs with per-pixel camera maps. Default: 0.2.")] = None,
     target_resolution: Annotated[
-        Span, _range(TARGET, "Target FWHM over the PSF's, laterally and axially. Default: 0.5.")
+        Span, _range(TARGET, "LocalTarget FWHM over the PSF's, laterally and axially. Default: 0.5.")
     ] = None,
     target_least: Annotated[float | None, _text(TARGET, "Finest target FWHM, px. Default: 1.6.")] = None,
     seed: o.Seed = None,
@@ -138,11 +138,11 @@ def pairs(
         raise InputError("--output: name the Zarr group to write, e.g. -o pairs.zarr")
 
     from mrbcr_cli.simulate.pairs import PairsTarget, simulate_pairs
-    from mrbcr_cli.workfolder import Target
+    from mrbcr_cli.workfolder import LocalTarget
 
     simulate_pairs(
         settings,
-        PairsTarget(Target(output, "ome-zarr"), npz, figure),
+        PairsTarget(LocalTarget(output, "ome-zarr"), npz, figure),
         Reporter(quiet=quiet, as_json=as_json),
         workers=workers,
         overwrite=overwrite,

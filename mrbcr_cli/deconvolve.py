@@ -16,7 +16,9 @@ from mrbcr_cli.console import Reporter, clock_text
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InterruptedRunError
 from mrbcr_cli.finish import Outcome, complete, end_of_earlier_run
 from mrbcr_cli.images import SourceSpec
+from mrbcr_cli.places import RemoteError
 from mrbcr_cli.plan import Plan, make_plan
+from mrbcr_cli.remote_output import goes_first, take_away
 from mrbcr_cli.resume import enter, header_of, joined, ranges_of
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
@@ -25,7 +27,7 @@ from mrbcr_cli.stream.engine import Job, RefusedError, describe, forget_run
 from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
-from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, unfinished_run
+from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, standing_run, unfinished_run
 
 
 def deconvolve_file(
@@ -41,8 +43,16 @@ def deconvolve_file(
 ) -> Outcome:
     """Deconvolve one image, or its share of it. Raises the MrbcrError that says what went wrong and what is left."""
     check_target(source, target)
-    before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
-    contents = unfinished_run(target) if settings.resume else None
+    try:
+        before = finished_before(target, resume=settings.resume, overwrite=settings.overwrite)
+        contents = unfinished_run(target) if settings.resume else None
+        if settings.overwrite and goes_first(target):
+            reporter.info(
+                f"note: {target.path}: stands until the new run begins, not until it is done; nothing can step aside "
+                "at a URL"
+            )
+    except RemoteError as error:
+        raise IncompleteError(f"{target.path}: cannot be looked at ({error.strerror})") from error
     plan = make_plan(source, settings, target.format, known_ranges=ranges_of(contents, settings))
     ours = contents is not None and contents.header.get("fingerprint") == plan.fingerprint
     if before is not None:
@@ -51,7 +61,7 @@ def deconvolve_file(
                 f"{target.path}: exists, made from another input, model or settings; "
                 "use --overwrite or another --output"
             )
-        if ours:
+        if ours or (target.remote and standing_run(target)[0] == plan.fingerprint):
             end_of_earlier_run(target)
         reporter.info(f"{target.path}: already done, nothing to do")
         return Outcome(target.path, "unchanged", {"fingerprint": plan.fingerprint})
@@ -95,7 +105,7 @@ def _carry_out(
             reporter.info(f"resuming {target.path.name}: {resumed} of {len(share)} blocks are done")
         result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients, share)
         _raise_if_unfinished(result, plan, target, ledger, share)
-        _raise_if_input_changed(plan, ledger)
+        _raise_if_input_changed(plan, target, ledger)
         figures: dict[str, Any] = {
             "blocks_resumed": resumed,
             "blocks_redone": len(result.redone),
@@ -125,6 +135,7 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
         run=plan.fingerprint,
         source=plan.source,
         store=str(target.store),
+        folder=str(target.partial) if target.remote else None,
         grid=plan.grid,
         methods=tuple(m.spec for m in plan.methods),
         ranges=plan.ranges,
@@ -165,13 +176,14 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, ledger
     resume = "run the same command to resume"
     if isinstance(result.fatal, RefusedError) and not ledger.records and ledger.path == target.ledger:
         # Refused input leaves nothing behind, unless work was done by then; the ledger goes first, its lock is ours.
+        if target.remote:
+            take_away(target)
         target.ledger.unlink()
         shutil.rmtree(target.partial)
         raise result.fatal
     if result.interrupted:
-        raise InterruptedRunError(
-            f"{target.path}: interrupted; finished blocks are kept in {target.partial.name}, {resume}"
-        )
+        kept = target.partial if target.remote else target.partial.name
+        raise InterruptedRunError(f"{target.path}: interrupted; finished blocks are kept in {kept}, {resume}")
     if result.fatal is not None:
         raise IncompleteError(f"{target.path}: stopped ({describe(result.fatal)}); finished blocks are kept, {resume}")
     if result.failed:
@@ -182,7 +194,7 @@ def _raise_if_unfinished(result: DriveResult, plan: Plan, target: Target, ledger
         )
 
 
-def _raise_if_input_changed(plan: Plan, ledger: RunLedger) -> None:
+def _raise_if_input_changed(plan: Plan, target: Target, ledger: RunLedger) -> None:
     """Pixels that were read while the input changed or was out of reach are not to be trusted."""
     from mrbcr_cli.images import open_source
 
@@ -192,6 +204,8 @@ def _raise_if_input_changed(plan: Plan, ledger: RunLedger) -> None:
     finally:
         reader.close()
     if not same:
+        if target.remote and ledger.path == target.ledger:
+            take_away(target)
         ledger.path.unlink()
         raise FingerprintError(f"{plan.source.label}: changed while it was read; run the same command to start again")
 

@@ -10,26 +10,37 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import FingerprintError, IncompleteError, InputError, InterruptedRunError
 from mrbcr_cli.images import find_source, open_source, read_provenance
+from mrbcr_cli.places import Place, RemoteError, RemotePath, place
+from mrbcr_cli.remote_output import look, orphan
 from mrbcr_cli.resume import RunRecord, read_header
-from mrbcr_cli.stream.ledger import LedgerContents, LockedError
+from mrbcr_cli.stream.ledger import LedgerContents, LockedError, read_ledger
 from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.shards import RunLedger, Shard, ranges_text, runs_of
 from mrbcr_cli.stream.signals import interrupt_on_signal
 from mrbcr_cli.verify import damage_text, damaged_blocks, keep_ledger, verify_finished
-from mrbcr_cli.workfolder import PARTIAL_SUFFIX, Target, busy, clear_away, drop_partial, put_in_place, unfinished_run
+from mrbcr_cli.workfolder import (
+    PARTIAL_SUFFIX,
+    Target,
+    busy,
+    clear_away,
+    drop_partial,
+    put_in_place,
+    standing_run,
+    unfinished_run,
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one input, or of the output of shards."""
 
-    output: Path
+    output: Place
     status: str
     """ "done", "unchanged" (it was done before), "verified", "shard" (its share is done) or "planned" (--dry-run)."""
     summary: dict[str, Any]
@@ -52,18 +63,20 @@ def complete(
     known = {key: figures[key] for key in ("clipped_fraction", "non_finite", "notes")}
     spec = replace(run.spec, source_ome_xml=source_xml, provenance={**run.spec.provenance, **known})
     try:
-        ready = _build(run, spec, target, reporter)
+        if target.format != "ome-tiff":
+            keep_ledger(target.store, header, records)  # before the metadata that make it an image
+        ready = _build(run, spec, target, reporter, mark=header["id"] if target.remote else True)
     except InputError as error:  # what was written cannot be read back
+        if isinstance(error.__cause__, RemoteError):
+            raise error.__cause__ from error
         raise IncompleteError(
             f"{error}; mrbcr finish --verify {target.path} finds the blocks to be done again"
         ) from error
-    if target.format != "ome-tiff":
-        keep_ledger(target.store, header, records)
     put_in_place(ready, target)
     return figures
 
 
-def _build(run: RunRecord, spec: Any, target: Target, reporter: Reporter) -> Path:
+def _build(run: RunRecord, spec: Any, target: Target, reporter: Reporter, *, mark: object) -> Place:
     """Write the pyramid and metadata, or the TIFF; return what is to be renamed to the output."""
     from mrbcr_cli.images import omezarr_write
 
@@ -71,7 +84,7 @@ def _build(run: RunRecord, spec: Any, target: Target, reporter: Reporter) -> Pat
         from mrbcr_cli.images.tiff_write import write_ome_tiff
 
         level0 = omezarr_write.open_level0(target.store)
-        ready = target.partial / ("image" + "".join(target.path.suffixes[-2:]))
+        ready = target.partial / ("image" + "".join(PurePath(target.path.name).suffixes[-2:]))
         with reporter.progress(f"{spec.name} TIFF", math.prod(spec.shape), unit="pixels") as progress:
             write_ome_tiff(
                 ready,
@@ -85,7 +98,7 @@ def _build(run: RunRecord, spec: Any, target: Target, reporter: Reporter) -> Pat
     blocks = omezarr_write.pyramid_blocks(spec, layout)
     with reporter.progress(f"{spec.name} pyramid", blocks, unit="files") as progress:
         omezarr_write.finish(
-            target.store, spec, layout, target.zarr_version, progress=lambda n: progress.advance(steps=n)
+            target.store, spec, layout, target.zarr_version, progress=lambda n: progress.advance(steps=n), mark=mark
         )
     return target.store
 
@@ -114,37 +127,53 @@ def figures_of(run: RunRecord, records: Mapping[int, BlockRecord]) -> dict[str, 
     }
 
 
-def finish_output(output: Path, reporter: Reporter, *, verify: bool = False) -> Outcome:
+def finish_output(output: Place, reporter: Reporter, *, verify: bool = False, work_dir: Path | None = None) -> Outcome:
     """Make OUTPUT of a working folder whose blocks are all done; with `verify` hold each against its checksum first.
 
     An output that is finished is left alone, or verified. Raises IncompleteError (exit 3) for blocks that are missing
     or damaged or another run at work, FingerprintError (exit 4) for an input that has changed or an output of another
     run, InputError (exit 2) where there is nothing to finish.
     """
-    if output.name.endswith(PARTIAL_SUFFIX):
-        output = output.with_name(output.name.removesuffix(PARTIAL_SUFFIX))
-    target = Target(output, "ome-zarr")
+    target = _target_of(output, work_dir)
     with interrupt_on_signal():
         try:
             contents = unfinished_run(target)
             if contents is None:
                 return _finished_before(target, reporter, verify)
-            target = Target(output, contents.header.get("format", "ome-zarr"))
+            target = replace(target, format=contents.header.get("format", "ome-zarr"))
             return _finish_run(contents, target, reporter, verify)
         except LockedError as error:
             raise busy(target) from error
         except KeyboardInterrupt as error:
             raise InterruptedRunError(f"{target.path}: interrupted; run mrbcr finish again") from error
+        except RemoteError as error:
+            raise IncompleteError(
+                f"{target.path}: cannot be reached ({error.strerror}); what is done is kept, run mrbcr finish again"
+            ) from error
         except OSError as error:
             raise IncompleteError(
                 f"{target.path}: cannot write ({error.strerror or error}); what is done is kept, run mrbcr finish again"
             ) from error
 
 
+def _target_of(output: Place, work_dir: Path | None) -> Target:
+    """The target that an argument names: an output, or its working folder, also one of a URL."""
+    if isinstance(output, Path) and output.name.endswith(PARTIAL_SUFFIX):
+        contents = read_ledger(output / "ledger.jsonl")
+        if contents is not None and isinstance(url := contents.header.get("url"), str):
+            return Target(place(url), "ome-zarr", output.parent)
+        output = output.with_name(output.name.removesuffix(PARTIAL_SUFFIX))
+    return Target(output, "ome-zarr", work_dir)
+
+
 def _finished_before(target: Target, reporter: Reporter, verify: bool) -> Outcome:
     record = read_provenance(target.path) if target.path.exists() else None
     if record is None:
+        if isinstance(target.path, RemotePath) and look(target.path).kind == "unfinished":
+            raise orphan(target)
         raise InputError(f"{target.path}: no unfinished run ({target.partial.name}) and no output of mrbcr is there")
+    if target.remote and standing_run(target)[0] == record.get("fingerprint"):
+        end_of_earlier_run(target)
     if verify:
         checked = verify_finished(target, reporter)
         return Outcome(target.path, "verified", {"fingerprint": record.get("fingerprint"), "blocks": checked})
@@ -161,7 +190,7 @@ def _finish_run(contents: LedgerContents, target: Target, reporter: Reporter, ve
     except FileNotFoundError as error:
         raise IncompleteError(f"{target.partial}: another run has just ended there; run mrbcr finish again") from error
     with ledger:
-        if target.path.exists() and not run.overwrite:
+        if isinstance(target.path, Path) and target.path.exists() and not run.overwrite:
             before = read_provenance(target.path) or {}
             if before.get("fingerprint") != run.fingerprint:
                 raise FingerprintError(

@@ -376,7 +376,7 @@ def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: 
             }
             for channel, method, r, estimate in zip_longest(plan.channels, plan.methods, plan.ranges, plan.domain)
         ],
-        "settings": json.loads(settings.model_dump_json(exclude={"overwrite", "resume"})),
+        "settings": json.loads(settings.model_dump_json(exclude={"overwrite", "resume", "work_dir"})),
         "grid": plan.grid.to_dict(),
         "notes": [*plan.notes, *plan.warnings],
     }

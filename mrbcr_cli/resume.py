@@ -19,12 +19,24 @@ from mrbcr_cli.errors import FingerprintError, IncompleteError
 from mrbcr_cli.images import SourceSpec
 from mrbcr_cli.images.base import OutputSpec
 from mrbcr_cli.intensity import IntensityRange
+from mrbcr_cli.places import Place
 from mrbcr_cli.plan import Plan, provenance
+from mrbcr_cli.remote_output import await_other
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.ledger import Ledger, LedgerContents, LockedError
 from mrbcr_cli.stream.shards import RunLedger, Shard
-from mrbcr_cli.workfolder import MovedOnError, Target, begin, busy, drop_partial, standing_run, unfinished_run
+from mrbcr_cli.workfolder import (
+    BusyError,
+    MovedOnError,
+    Target,
+    begin,
+    begin_there,
+    busy,
+    drop_partial,
+    standing_run,
+    unfinished_run,
+)
 
 _ATTEMPTS = 20
 """Looks at a working folder that others begin or finish at the same moment; two are enough but for rare ill luck."""
@@ -66,6 +78,7 @@ def header_of(plan: Plan, target: Target, settings: DeconvolveSettings, command:
         "command": command,
         "format": target.format,
         "overwrite": settings.overwrite,
+        **({"url": str(target.path)} if target.remote else {}),
         "source": _source_dict(plan.source),
         "spec": {
             "axes": spec.axes,
@@ -92,7 +105,7 @@ def _source_dict(source: SourceSpec) -> dict[str, Any]:
     }
 
 
-def read_header(header: Mapping[str, Any], where: Path) -> RunRecord:
+def read_header(header: Mapping[str, Any], where: Place) -> RunRecord:
     """Read a header back. Raises FingerprintError for one of another version, IncompleteError for a damaged one."""
     began = header.get("version")
     if began != __version__:
@@ -188,21 +201,33 @@ def enter(
                 return ours, RunLedger(target.ledger, contents.header, shard)
             drop_partial(target, standing)
             header = header_of(plan, target, settings, command)
-            if begin(target, lambda staged, header=header: _fill(staged, plan, header)):  # type: ignore[misc]
+            if _begin(target, plan, header):
                 return plan, RunLedger(target.ledger, header, shard)
         except (MovedOnError, FileNotFoundError):
             continue  # begun, dropped or finished by another process since we looked
-        except LockedError as error:
+        except (LockedError, BusyError) as error:
+            if target.remote and shard is not None:
+                await_other()  # perhaps another shard, which lays the store out at the URL
+                continue
             raise busy(target, shard) from error
     raise busy(target, shard)
 
 
-def _fill(staged: Target, plan: Plan, header: dict[str, Any]) -> None:
+def _begin(target: Target, plan: Plan, header: dict[str, Any]) -> bool:
     """Lay out a working folder: the empty store, what the end needs of the source, and last the ledger."""
+    if target.remote:
+        return begin_there(target, header, lambda: _lay_out(target.store, plan, target.zarr_version))
+
+    def fill(staged: Target) -> None:
+        _lay_out(staged.store, plan, staged.zarr_version)
+        Ledger(staged.ledger, header).close()
+
+    return begin(target, fill)
+
+
+def _lay_out(store: Place, plan: Plan, version: Any) -> None:
     from mrbcr_cli.images.omezarr_write import create_level0, keep_source_xml, plan_layout
 
-    layout = plan_layout(plan.spec, plan.grid.block_shape, staged.zarr_version)
-    create_level0(staged.store, plan.spec, layout, staged.zarr_version)
+    create_level0(store, plan.spec, plan_layout(plan.spec, plan.grid.block_shape, version), version)
     if plan.spec.source_ome_xml is not None:
-        keep_source_xml(staged.store, plan.spec.source_ome_xml, staged.zarr_version)
-    Ledger(staged.ledger, header).close()
+        keep_source_xml(store, plan.spec.source_ome_xml, version)

@@ -65,6 +65,8 @@ class DeconvolveSettings(ClusterSettings):
 
     overwrite: bool = False
     resume: bool = True
+    work_dir: Path | None = None
+    """Where the working folder of an output at a URL lies; None: here."""
 
     @field_validator("model", mode="before")
     @classmethod

@@ -19,6 +19,8 @@ from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import IncompleteError, InputError
 from mrbcr_cli.images.omezarr_level import Level, block_checksum, open_level0, write_group
 from mrbcr_cli.images.omezarr_meta import UNFINISHED
+from mrbcr_cli.places import Place, RemotePath
+from mrbcr_cli.remote_output import mark
 from mrbcr_cli.resume import read_header
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.ledger import FORMAT, LedgerContents, read_ledger
@@ -32,13 +34,14 @@ _BATCH = 64
 
 
 def damaged_blocks(
-    store: Path, grid: Grid, blocks: Sequence[int], checksums: Callable[[int], Collection[str]], reporter: Reporter
+    store: Place, grid: Grid, blocks: Sequence[int], checksums: Callable[[int], Collection[str]], reporter: Reporter
 ) -> dict[int, str]:
     """Read back blocks; return what is wrong with each whose pixels have none of its checksums.
 
     Raises IncompleteError where the disk fails (so nothing is known of a block), InputError where there is no store.
     """
     level = open_level0(store)
+    name = store.name if isinstance(store, RemotePath) else store.parent.name
     found: dict[int, str] = {}
 
     def look(number: int) -> tuple[int, str | None]:
@@ -46,7 +49,7 @@ def damaged_blocks(
 
     with (
         ThreadPoolExecutor(cpu_count()) as pool,
-        reporter.progress(f"verifying {store.parent.name}", len(blocks)) as progress,
+        reporter.progress(f"verifying {name}", len(blocks)) as progress,
     ):
         for start in range(0, len(blocks), _BATCH):  # a million futures at once would take more than the pixels
             for number, problem in pool.map(look, blocks[start : start + _BATCH]):
@@ -66,7 +69,8 @@ def _damage(level: Level, grid: Grid, number: int, checksums: Collection[str]) -
         stored = "unreadable"
     if stored in checksums:
         return None
-    files = ", ".join(str(file.relative_to(level.path.parent)) for file in level.files(region)[:4])
+    above = str(level.path.parent)
+    files = ", ".join(str(file)[len(above) + 1 :] for file in level.files(region)[:4])
     return f"in {files}"
 
 
@@ -76,12 +80,12 @@ def damage_text(damaged: Mapping[int, str], most: int = 5) -> str:
     return said + (f"; and {len(damaged) - most} more" if len(damaged) > most else "")
 
 
-def keep_ledger(store: Path, header: Mapping[str, Any], records: Mapping[int, BlockRecord]) -> None:
+def keep_ledger(store: Place, header: Mapping[str, Any], records: Mapping[int, BlockRecord]) -> None:
     """Leave with a finished store what verifying it takes: the header, and each block's record without its times.
 
     What names this run or this machine stays behind.
     """
-    lasting = {name: value for name, value in header.items() if name not in ("ledger", "id", "overwrite")}
+    lasting = {name: value for name, value in header.items() if name not in ("ledger", "id", "overwrite", "url")}
     lasting["source"] = {name: value for name, value in header["source"].items() if name != "folder"}
     put_durably_from(store / "0" / KEPT_LEDGER, _lines(lasting, records, timeless=True))
 
@@ -106,7 +110,7 @@ def verify_finished(target: Target, reporter: Reporter) -> int:
     Where blocks are damaged the store goes back into a working folder that counts them as not done, and IncompleteError
     is raised. InputError where the output kept no checksums (TIFF).
     """
-    kept = read_ledger(target.path / "0" / KEPT_LEDGER) if target.path.is_dir() else None
+    kept = read_ledger(target.path / "0" / KEPT_LEDGER) if target.remote or target.path.is_dir() else None
     if kept is None:
         raise InputError(f"{target.path}: keeps no checksums (OME-TIFF has none), so it cannot be verified")
     run = read_header({**kept.header, "overwrite": False}, target.path)
@@ -119,10 +123,11 @@ def verify_finished(target: Target, reporter: Reporter) -> int:
         reporter.info(f"{target.path}: {len(run.grid)} blocks verified, none is damaged")
         return len(run.grid)
     reporter.event("damaged", output=str(target.path), blocks=sorted(damaged))
-    _reopen(Target(target.path, run.format), kept, damaged)  # type: ignore[arg-type]
+    _reopen(Target(target.path, run.format, target.work_dir), kept, damaged)  # type: ignore[arg-type]
     raise IncompleteError(
         f"{target.path}: {len(damaged)} of {len(run.grid)} blocks are damaged ({damage_text(damaged)}); it is back in "
-        f"{target.partial.name}: run the same mrbcr deconvolve command to redo these alone"
+        f"{target.partial if target.remote else target.partial.name}: run the same mrbcr deconvolve command to redo "
+        "these alone"
     )
 
 
@@ -131,13 +136,18 @@ def _reopen(target: Target, kept: LedgerContents, damaged: Collection[int]) -> N
     if unfinished_run(target) is not None:
         raise IncompleteError(f"{target.partial}: an unfinished run is in the way; end it or remove it first")
     drop_partial(target, standing_run(target))
+    run = uuid.uuid4().hex
 
     def fill(staged: Target) -> None:
-        header = {**kept.header, "id": uuid.uuid4().hex, "overwrite": False}
+        header = {**kept.header, "id": run, "overwrite": False}
+        header |= {"url": str(target.path)} if target.remote else {}
         put_durably_from(staged.ledger, _lines(header, kept.records, without=damaged))
 
     if not begin(target, fill):
         raise IncompleteError(f"{target.partial}: another run has begun there; run mrbcr finish --verify again")
+    if not (isinstance(target.path, Path) and isinstance(target.store, Path)):
+        mark(target, run)  # without it this ledger is not believed, and with it the output is no image
+        return
     # Without its pixels this ledger is not believed, and with them the output is gone: one rename decides.
     target.path.rename(target.store)
     write_group(target.store, target.zarr_version, {UNFINISHED: True})

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all.
 
 Invariant: a reader, or a run that comes after any end of this one, finds the former file or the new one under the
-name, never a part; the bytes are on disk before the name is theirs.
+name, never a part; the bytes are on disk before the name is theirs. At a URL one PUT is both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from mrbcr_cli.places import Place, RemotePath
 
 PARTIAL = ".partial"
 """Suffix of a file being written; only a killed process leaves one behind."""
@@ -43,22 +45,25 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def put_durably(path: Path, data: bytes | memoryview) -> None:
+def put_durably(path: Place, data: bytes | memoryview) -> None:
     """Put bytes under a name, whose folder is made where it is missing; any number of writers. Raises OSError."""
     put_durably_from(path, (data,))
 
 
-def put_durably_from(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def put_durably_from(path: Place, parts: Iterable[bytes | memoryview]) -> None:
     """`put_durably` for data that come in parts."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(b"".join(parts))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")) as file:
         for part in parts:
             file.write(part)
 
 
-def sync(path: Path) -> None:
+def sync(path: Place) -> None:
     """Make a file, or the names in a folder, durable where the system can (Windows and some network disks cannot)."""
-    if os.name == "nt":
+    if os.name == "nt" or isinstance(path, RemotePath):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

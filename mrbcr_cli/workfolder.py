@@ -2,75 +2,41 @@
 
 Invariant: a ledger stands there only while the pixels it vouches for do: the folder comes with both and goes with both,
 by one rename each. OUTPUT appears by one rename, and what stood there before (--overwrite) goes only after that.
+
+Of an output at a URL the folder holds the ledger alone; `remote_output` knows what stands there.
 """
 
 from __future__ import annotations
 
 import errno
-import glob
 import shutil
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from mrbcr_cli import remote_output
 from mrbcr_cli.errors import IncompleteError, InputError
-from mrbcr_cli.images import OutputFormat, SourceSpec, read_provenance
-from mrbcr_cli.images.omezarr_meta import is_zarr
-from mrbcr_cli.stream.ledger import LedgerContents, LockedError, hold, read_ledger
+from mrbcr_cli.images import SourceSpec, read_provenance
+from mrbcr_cli.images.omezarr_documents import is_zarr
+from mrbcr_cli.places import Place, RemotePath, place
+from mrbcr_cli.stream.ledger import Ledger, LedgerContents, LockedError, hold, read_ledger
 from mrbcr_cli.stream.shards import Shard, run_id
+from mrbcr_cli.targets import PARTIAL_SUFFIX, LocalTarget, Target
 from mrbcr_cli.whole_file import sync
 
-PARTIAL_SUFFIX = ".partial"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a result goes."""
-
-    path: Path
-    format: OutputFormat
-
-    @property
-    def partial(self) -> Path:
-        """Working folder of an unfinished run, beside the output (so that the last step is a rename)."""
-        return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-
-    @property
-    def store(self) -> Path:
-        """Level 0 while it is being written."""
-        return self.partial / "image.ome.zarr"
-
-    @property
-    def ledger(self) -> Path:
-        """Which blocks are done."""
-        return self.partial / "ledger.jsonl"
-
-    @property
-    def replaced(self) -> Path:
-        """The former output, for the moment between two renames."""
-        return self.partial / "replaced"
-
-    def aside(self, kind: str) -> Path:
-        """A new name beside the output for a working folder that is being made ("begin") or removed ("gone")."""
-        return self.path.with_name(f".{self.path.name}.{kind}.{uuid.uuid4().hex[:12]}")
-
-    @property
-    def zarr_version(self) -> Any:
-        """OME-Zarr version of the store."""
-        return "0.4" if self.format == "ome-zarr-0.4" else "0.5"
+__all__ = ["PARTIAL_SUFFIX", "LocalTarget", "Target"]
 
 
 def check_target(source: SourceSpec, target: Target) -> None:
     """Refuse an output that is the input, lies inside it, or holds it. Raises InputError."""
-    output = target.path.resolve()
+    output: Place = target.path.resolve()
     folder = [source.label] if source.planes and Path(source.label).is_dir() else []
     for name in (*source.paths, *folder):
-        given = Path(name).resolve()
+        given: Place = place(name).resolve()
         if output == given:
             raise InputError(f"{target.path}: the output is the input; choose another --output")
-        if given in output.parents and given.is_dir():
+        if given in output.parents and (isinstance(given, RemotePath) or given.is_dir()):
             raise InputError(f"{target.path}: the output lies inside the input {name}; choose another --output")
         if output in given.parents:
             raise InputError(f"{target.path}: the input {name} lies inside the output; choose another --output")
@@ -79,7 +45,7 @@ def check_target(source: SourceSpec, target: Target) -> None:
 
 def check_place(target: Target) -> None:
     """Refuse a place that cannot hold the output or its working folder. Raises InputError."""
-    parent = target.path.parent
+    parent = target.partial.parent
     if parent.exists() and not parent.is_dir():
         raise InputError(f"{parent}: is not a folder, so {target.path.name} cannot be written there")
     if target.partial.exists() and not target.partial.is_dir():
@@ -91,6 +57,8 @@ def finished_before(target: Target, *, resume: bool, overwrite: bool) -> dict[st
 
     Raises InputError when something else stands there, and with `overwrite` when that is no image at all.
     """
+    if isinstance(target.path, RemotePath):
+        return remote_output.finished_before(target, resume=resume, overwrite=overwrite)
     if target.replaced.exists() and not target.path.exists():
         target.replaced.rename(target.path)  # killed between the two renames: the former output is still the output
     if not target.path.exists():
@@ -116,6 +84,8 @@ def unfinished_run(target: Target) -> LedgerContents | None:
         raise InputError(f"{target.ledger}: cannot be read ({error.strerror or error}); move it away") from error
     if contents is None or not isinstance(contents.header.get("grid"), dict):
         return None
+    if isinstance(target.path, RemotePath):
+        return contents if remote_output.has_pixels_of(target, contents.header.get("id")) else None
     level0 = target.store / "0"
     return contents if (level0 / "zarr.json").is_file() or (level0 / ".zarray").is_file() else None
 
@@ -149,7 +119,29 @@ def begin(target: Target, fill: Callable[[Target], None]) -> bool:
     except BaseException:
         shutil.rmtree(staged.partial, ignore_errors=True)
         raise
-    sync(target.path.parent)
+    sync(target.partial.parent)
+    return True
+
+
+def begin_there(target: Target, header: dict[str, Any], lay_out: Callable[[], None]) -> bool:
+    """Begin a run at a URL: its working folder in one step, then the empty store; False where another was first.
+
+    `lay_out` makes the store, marked True. The ledger is locked meanwhile, so whoever sees it waits.
+    """
+    with ExitStack() as held:
+
+        def fill(staged: Target) -> None:
+            held.enter_context(Ledger(staged.ledger, header))
+
+        if not begin(target, fill):
+            return False
+        try:
+            remote_output.make_room(target, overwrite=bool(header["overwrite"]))
+            lay_out()
+            remote_output.mark(target, header["id"])
+        except BaseException:
+            remove_held(target)
+            raise
     return True
 
 
@@ -168,15 +160,20 @@ def drop_partial(target: Target, seen: tuple[Any, Any] | None = None) -> None:
         with hold(target.ledger, create=True):
             if seen is not None and standing_run(target) != seen:
                 raise MovedOnError
-            gone = target.aside("gone")
-            target.partial.rename(gone)
+            target.partial.rename(target.aside("gone"))
     except LockedError as error:
         raise busy(target) from error
     except FileNotFoundError as error:  # another process removes it too
         if seen is None:
             return
         raise MovedOnError from error
-    sync(target.path.parent)
+    sync(target.partial.parent)
+    clear_away(target)
+
+
+def remove_held(target: Target) -> None:
+    """Remove the working folder whose ledger this process has locked."""
+    target.partial.rename(target.aside("gone"))
     clear_away(target)
 
 
@@ -184,16 +181,20 @@ def _is_ours(name: str) -> bool:
     return name == "replaced" or name.startswith(("image.", "ledger."))
 
 
-def put_in_place(ready: Path, target: Target) -> None:
-    """Rename the finished result to its name; an older output steps aside first and is removed last."""
-    if ready.is_file():
-        sync(ready)
-    if target.path.exists():
-        target.path.rename(target.replaced)
-    ready.rename(target.path)
-    sync(target.path.parent)
+def put_in_place(ready: Place, target: Target) -> None:
+    """Rename the finished result to its name; an older output steps aside first and is removed last.
+
+    At a URL it is there already, and only the working folder goes.
+    """
+    if isinstance(target.path, Path) and isinstance(ready, Path):
+        if ready.is_file():
+            sync(ready)
+        if target.path.exists():
+            target.path.rename(target.replaced)
+        ready.rename(target.path)
+        sync(target.path.parent)
     target.partial.rename(target.aside("gone"))
-    sync(target.path.parent)
+    sync(target.partial.parent)
     clear_away(target)
 
 
@@ -202,14 +203,15 @@ def clear_away(target: Target) -> None:
 
     Some network disks keep files that are open (our own ledger): call it again once that is closed.
     """
-    for kind in ("gone", "begin"):
-        for folder in target.path.parent.glob(f".{glob.escape(target.path.name)}.{kind}.*"):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in target.leftovers():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def busy(target: Target, shard: Shard | None = None) -> IncompleteError:
+class BusyError(IncompleteError):
+    """Another process works on the same output."""
+
+
+def busy(target: Target, shard: Shard | None = None) -> BusyError:
     """The error of a second run on the same output, or of a second process for the same shard."""
     doing = "" if shard is None else f" (as this shard {shard}, or not as a shard)"
-    return IncompleteError(
-        f"{target.partial}: another run is writing there{doing}; wait for it, or choose another --output"
-    )
+    return BusyError(f"{target.partial}: another run is writing there{doing}; wait for it, or choose another --output")

@@ -48,7 +48,7 @@ def test_a_ledger_without_its_pixels_is_not_believed(tmp_path: Path, weights: Pa
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mrbcr_cli.workfolder._sync_folder", killed)
+        patch.setattr("mrbcr_cli.workfolder.sync", killed)
         assert deconvolve(stack, "-o", output, "-m", weights, "-q", "--overwrite") == 75
     assert (partial / "ledger.jsonl").exists()
     shutil.move(output, tmp_path / "moved.ome.zarr")

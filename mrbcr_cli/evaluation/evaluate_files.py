@@ -249,7 +249,7 @@ def _by_name(predictions: str, truths: str, inputs: str | None, axes: str | None
 
 def _images_of(folder: str, axes: str | None) -> dict[str, SourceSpec]:
     """Images in a folder by name. Raises InputError where there are none, or two of one name."""
-    from mrbcr_cli.images.omezarr_meta import is_zarr
+    from mrbcr_cli.images.omezarr_documents import is_zarr
 
     found: dict[str, SourceSpec] = {}
     try:
@@ -271,7 +271,7 @@ def _images_of(folder: str, axes: str | None) -> dict[str, SourceSpec]:
 
 
 def _is_folder(name: str) -> bool:
-    from mrbcr_cli.images.omezarr_meta import is_zarr
+    from mrbcr_cli.images.omezarr_documents import is_zarr
 
     path = Path(name)
     return path.is_dir() and not is_zarr(path)

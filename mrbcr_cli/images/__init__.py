@@ -13,6 +13,7 @@ from typing import Literal
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.base import ImageReader
+from mrbcr_cli.places import Place, RemoteError, RemotePath, place
 
 OutputFormat = Literal["ome-zarr", "ome-zarr-0.4", "ome-tiff"]
 
@@ -74,7 +75,10 @@ def find_source(
 
     Raises InputError when there is nothing there, or nothing this tool reads (says what to convert it with).
     """
-    path = Path(text)
+    path = place(text)
+    if isinstance(path, RemotePath):
+        _check_remote(path)
+        return SourceSpec((str(path),), text, False, series, axes, split_rgb)
     if not path.exists():
         if glob.has_magic(text):
             names = _tiffs(Path(p) for p in glob.iglob(text))  # noqa: PTH207 - the pattern may be absolute
@@ -83,7 +87,7 @@ def find_source(
             return SourceSpec(names, text, len(names) > 1, series, axes, split_rgb)
         raise InputError(f"{text}: no such file or folder")
     if path.is_dir():
-        from mrbcr_cli.images.omezarr_meta import is_zarr
+        from mrbcr_cli.images.omezarr_documents import is_zarr
 
         if is_zarr(path):
             return SourceSpec((text,), text, False, series, axes, split_rgb)
@@ -103,17 +107,20 @@ def open_source(source: SourceSpec) -> ImageReader:
         from mrbcr_cli.images.planes import open_planes
 
         return open_planes([Path(p) for p in source.paths], axes=source.axes)
-    path = Path(source.paths[0])
-    if path.is_dir():
+    path = place(source.paths[0])
+    if isinstance(path, RemotePath) or path.is_dir():
         from mrbcr_cli.images.omezarr import open_omezarr
 
-        return open_omezarr(path, series=source.series, axes=source.axes)
+        try:
+            return open_omezarr(path, series=source.series, axes=source.axes)
+        except RemoteError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     from mrbcr_cli.images.tiff import open_tiff
 
     return open_tiff(path, series=source.series, axes=source.axes, split_rgb=source.split_rgb)
 
 
-def output_format(path: Path) -> OutputFormat | None:
+def output_format(path: Place) -> OutputFormat | None:
     """The format that an output's name asks for; None when the name is that of a folder."""
     name = path.name.lower()
     if name.endswith(".zarr"):
@@ -121,9 +128,9 @@ def output_format(path: Path) -> OutputFormat | None:
     return "ome-tiff" if name.endswith(TIFF_SUFFIXES) else None
 
 
-def read_provenance(path: Path) -> dict[str, object] | None:
+def read_provenance(path: Place) -> dict[str, object] | None:
     """What this tool recorded in an output that it finished; None for anything else."""
-    if path.is_dir():
+    if isinstance(path, RemotePath) or path.is_dir():
         from mrbcr_cli.images.omezarr_write import read_provenance as from_zarr
 
         return from_zarr(path)
@@ -140,7 +147,25 @@ def _tiffs(paths: object) -> tuple[str, ...]:
     )
 
 
-def _refuse_foreign(path: Path) -> None:
+def _check_remote(path: RemotePath) -> None:
+    """Raise InputError unless an OME-Zarr is there, or what may be the folder of one."""
+    from mrbcr_cli.images.omezarr_documents import is_zarr
+
+    if path.name.lower().endswith(TIFF_SUFFIXES) or glob.has_magic(path.name):
+        raise InputError(f"{path}: of URLs only OME-Zarr is read; copy TIFF files to a disk first, or convert them")
+    _refuse_foreign(path)
+    if is_zarr(path):
+        return
+    try:
+        if path.exists():
+            raise InputError(f"{path}: is not an OME-Zarr (no zarr.json or .zattrs); TIFF is read from disks alone")
+        missing = path.root if path.lacks_bucket() else path
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    raise InputError(f"{path}: no such OME-Zarr; there is nothing at {missing}")
+
+
+def _refuse_foreign(path: Place) -> None:
     kind = _FOREIGN.get(path.suffix.lower())
     if kind is not None:
         raise InputError(

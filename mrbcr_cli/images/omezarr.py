@@ -7,13 +7,9 @@ InputError; it never fills in for data that are damaged. A chunk that does not e
 from __future__ import annotations
 
 import errno
-import hashlib
-import math
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,18 +18,15 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import omezarr_meta as meta
 from mrbcr_cli.images.base import CANONICAL_AXES, ImageInfo, Region
-from mrbcr_cli.images.omezarr_guard import guarded_store, regular_size, set_limits
-from mrbcr_cli.images.omezarr_meta import is_zarr
+from mrbcr_cli.images.omezarr_documents import is_zarr
+from mrbcr_cli.images.omezarr_fingerprint import fingerprint
+from mrbcr_cli.images.omezarr_guard import guarded_store, set_limits
+from mrbcr_cli.places import Place, RemoteError, RemotePath, place
 
 if TYPE_CHECKING:
     import zarr
 
 __all__ = ["OmeZarrReader", "configure_zarr", "is_zarr", "open_omezarr", "open_zarr_array"]
-
-_SAMPLES = 256
-_SIZES = 2048
-_WHOLE_BYTES = 64 * 2**20
-_HEAD_BYTES = 4096
 
 _configure_lock = threading.Lock()
 _configured = False
@@ -63,7 +56,7 @@ def configure_zarr() -> None:
         _configured = True
 
 
-def open_omezarr(path: str | Path, *, series: int | None = None, axes: str | None = None) -> OmeZarrReader:
+def open_omezarr(path: str | Place, *, series: int | None = None, axes: str | None = None) -> OmeZarrReader:
     """Open image `series` (default 0) of the store at `path`, at its highest resolution.
 
     `axes` names the axes of the array on disk, in their order there, where the file does not or is wrong (e.g. "ZYX").
@@ -125,7 +118,7 @@ class OmeZarrReader:
     """An open image (`ImageReader` of images/base.py). Threads may share it; processes open their own."""
 
     def __init__(
-        self, info: ImageInfo, root: Path, source: _Source, array: zarr.Array[Any], order: tuple[int, ...]
+        self, info: ImageInfo, root: Place, source: _Source, array: zarr.Array[Any], order: tuple[int, ...]
     ) -> None:
         self._info = info
         self._root = root.resolve()
@@ -148,40 +141,24 @@ class OmeZarrReader:
         for part, axis in zip(region, self._order, strict=True):
             selection[axis] = part
         stored = read_pixels(self._array, tuple(selection), self._source.array.path)
-        if not self._document.is_file():
-            # An absent chunk reads as fill value, and so does a store whose disk has gone: tell the two apart.
-            gone = f"{self._document}: the array is gone; is the disk still there?"
-            raise InputError(gone) from OSError(errno.ENOENT, "No such file or directory")
+        self._raise_if_gone()
         return np.ascontiguousarray(stored.transpose(self._order), dtype=self._info.dtype)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the metadata documents and of the chunk files of the array: whole up to 64 MiB, else a sample.
+    def _raise_if_gone(self) -> None:
+        """An absent chunk reads as fill value, and so does a store whose disk has gone: tell the two apart."""
+        try:
+            there = self._document.is_file()
+        except RemoteError as exc:
+            raise InputError(f"{self._document}: cannot be read now ({exc.strerror})") from exc
+        if not there:
+            gone = f"{self._document}: the array is gone; is the disk still there?"
+            raise InputError(gone) from OSError(errno.ENOENT, "No such file or directory")
 
-        Positions are sampled evenly over the chunk grid: sizes of up to 2048 files, and the first and last 4 KiB (a
-        shard keeps the index of its chunks at its end) and the time of change of up to 256 that exist. The path is no
-        part of it.
-        """
-        digest = hashlib.sha256()
-        for part in (*self._source.group.documents, *self._source.array.documents):
-            _update(digest, part)
-        _update(digest, (self._info.ome_xml or "").encode())
-        _update(digest, self._info.stored_axes.encode())
-        present: list[tuple[Path, int]] = []
-        for file in _chunk_files(self._array, self._source.array.path, _SIZES):
-            size = _size(file, self._root)
-            _update(digest, b"absent" if size is None else str(size).encode())
-            if size is not None:
-                present.append((file, size))
-        sampled = math.prod(_file_grid(self._array)) > _SIZES or sum(size for _, size in present) > _WHOLE_BYTES
-        if not sampled:
-            for file, _size_of_it in present:
-                _update(digest, _whole(file))
-            return digest.hexdigest()
-        for i in _evenly(len(present), _SAMPLES):
-            _update(digest, _ends(*present[i]))
-            # What lies between the sampled bytes shows only in the time of the last change.
-            _update(digest, str(present[i][0].stat().st_mtime_ns).encode())
-        return digest.hexdigest()
+    def fingerprint(self) -> str:
+        """SHA-256 of the metadata documents and the chunks of the array; see `omezarr_fingerprint`."""
+        documents = [*self._source.group.documents, *self._source.array.documents]
+        documents += [(self._info.ome_xml or "").encode(), self._info.stored_axes.encode()]
+        return fingerprint(documents, self._array, self._source.array.path, self._root)
 
     def close(self) -> None:
         """Let go of the store; nothing stays open between reads."""
@@ -195,7 +172,7 @@ def check_region(region: Region, shape: tuple[int, ...]) -> None:
         raise ValueError(f"region {region} does not lie inside an image of shape {shape}")
 
 
-def open_zarr_array(folder: Path, zarr_format: int, root: Path | None = None) -> zarr.Array[Any]:
+def open_zarr_array(folder: Place, zarr_format: int, root: Place | None = None) -> zarr.Array[Any]:
     """Open the array at `folder`, in the store at `root` (default: the folder is the store), for reading.
 
     Raises InputError naming it where zarr cannot (say, an unknown codec) or its chunks would not fit memory.
@@ -210,27 +187,30 @@ def open_zarr_array(folder: Path, zarr_format: int, root: Path | None = None) ->
         return array
     except InputError:
         raise
+    except RemoteError as exc:
+        raise InputError(f"{folder}: cannot be read ({exc.strerror})") from exc
     except Exception as exc:  # a damaged or exotic document can make zarr raise nearly anything
         raise InputError(f"{folder}: zarr cannot open this array ({_reason(exc)})") from exc
 
 
-def read_pixels(array: zarr.Array[Any], selection: Region, where: Path) -> NDArray[Any]:
+def read_pixels(array: zarr.Array[Any], selection: Region, where: Place) -> NDArray[Any]:
     """`array[selection]` in stored axis order. Raises InputError naming array and region where a chunk is damaged."""
     try:
         return np.asarray(array[selection])
     except MemoryError:
         raise
+    except RemoteError as exc:
+        raise InputError(f"{where}: cannot be read now ({exc.strerror})") from exc
     except Exception as exc:  # each codec raises its own kind: ValueError, RuntimeError, zlib.error, OSError, ...
         region = ", ".join(f"{part.start}:{part.stop}" for part in selection)
         message = f"{where}: a chunk within [{region}] is damaged or unreadable ({_reason(exc)}); restore the file"
         raise InputError(message) from exc
 
 
-def _root(path: str | Path) -> Path:
-    text = str(path)
-    if "://" in text:
-        raise InputError(f"{text}: remote stores are not supported yet; copy or mount it and give a local path")
-    root = Path(path)
+def _root(path: str | Place) -> Place:
+    root = place(path)
+    if isinstance(root, RemotePath):
+        return root
     if root.is_file():
         hint = "give its folder" if root.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup") else "unpack it first"
         raise InputError(f"{root}: a file, not an OME-Zarr folder; {hint}")
@@ -239,7 +219,7 @@ def _root(path: str | Path) -> Path:
     return root
 
 
-def _locate(root: Path, ref: meta.ImageRef) -> _Source:
+def _locate(root: Place, ref: meta.ImageRef) -> _Source:
     """The array of the highest resolution of an image, with the group that describes it."""
     node = meta.read_node(ref.path)
     if node is None:
@@ -270,70 +250,13 @@ def _axes(source: _Source, ndim: int, wanted: str | None) -> tuple[str, list[str
     return letters, [note_text]
 
 
-def _checked_dtype(array: zarr.Array[Any], where: Path) -> np.dtype[Any]:
+def _checked_dtype(array: zarr.Array[Any], where: Place) -> np.dtype[Any]:
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise InputError(f"{where}: pixels of type {dtype} cannot be deconvolved; convert to integer or float")
     if 0 in array.shape:
         raise InputError(f"{where}: shape {array.shape} has an axis of length zero; there is nothing to deconvolve")
     return dtype.newbyteorder("=")
-
-
-def _chunk_files(array: zarr.Array[Any], folder: Path, most: int) -> Iterator[Path]:
-    """Files of up to `most` positions spread evenly over the grid of chunks (of shards where there are any)."""
-    grid = _file_grid(array)
-    for i in _evenly(int(np.prod(grid, dtype=object)), most):
-        position: list[int] = []
-        for count in reversed(grid):  # big integers: np.unravel_index overflows on the largest grids
-            i, at = divmod(i, count)
-            position.append(at)
-        yield folder / array.metadata.encode_chunk_key(tuple(reversed(position)))
-
-
-def _file_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
-    """How many files (chunks, or shards where there are any) the array has along each axis."""
-    unit = array.shards or array.chunks
-    return tuple(-(-size // step) for size, step in zip(array.shape, unit, strict=True))
-
-
-def _whole(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
-
-
-def _evenly(count: int, most: int) -> Iterator[int]:
-    """Up to `most` different indices below `count`, first and last among them."""
-    if count <= most:
-        return iter(range(count))
-    return (i * (count - 1) // (most - 1) for i in range(most))
-
-
-def _size(file: Path, root: Path) -> int | None:
-    try:
-        if file.is_symlink() and not file.resolve().is_relative_to(root):
-            raise InputError(f"{file}: is a link that leaves the store; copy the data into the store (cp -rL)")
-        return regular_size(file)
-    except (RuntimeError, ValueError) as exc:  # a loop of links; a pipe
-        raise InputError(f"{file}: cannot be read ({exc})") from exc
-    except OSError as exc:
-        raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
-
-
-def _ends(file: Path, size: int) -> bytes:
-    try:
-        with file.open("rb") as handle:
-            head = handle.read(_HEAD_BYTES)
-            handle.seek(max(0, size - _HEAD_BYTES))
-            return head + handle.read(_HEAD_BYTES)
-    except OSError as exc:
-        raise InputError(f"{file}: cannot be read ({exc.strerror})") from exc
-
-
-def _update(digest: hashlib._Hash, part: bytes) -> None:
-    digest.update(len(part).to_bytes(8, "little"))
-    digest.update(part)
 
 
 def _reason(exc: Exception) -> str:

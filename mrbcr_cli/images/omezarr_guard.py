@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.images.omezarr_store import plain_store
+from mrbcr_cli.places import Place
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
 
 MAX_CHUNK_BYTES = 2**30
 """A chunk is decoded whole, in memory."""
@@ -28,15 +30,15 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 COMPRESSORS = {"blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma", "zfpy", "pcodec"}
 
 
-def guarded_store(folder: Path, root: Path) -> Store:
+def guarded_store(folder: Place, root: Place) -> Store:
     """A read-only store of the array at `folder`, which lies in the store at `root`. See `set_limits`."""
-    from zarr.abc.store import ByteRequest, RangeByteRequest
+    from zarr.abc.store import RangeByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
-    from zarr.storage import LocalStore, WrapperStore
+    from zarr.storage import WrapperStore
 
-    links = Links(folder, root.resolve())
+    links = Links(folder, root.resolve()) if isinstance(folder, Path) and isinstance(root, Path) else None
 
-    class GuardedStore(WrapperStore[LocalStore]):
+    class GuardedStore(WrapperStore[Store]):
         file_bytes = MAX_CHUNK_BYTES
         """Most that a file may hold that is read whole."""
         chunk_bytes: int | None = None
@@ -46,13 +48,18 @@ def guarded_store(folder: Path, root: Path) -> Store:
         async def get(
             self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
         ) -> Buffer | None:
-            await asyncio.to_thread(self._check_file, key, byte_range is None)  # many may wait for a slow disk at once
-            found = await self._store.get(key, prototype, byte_range)
+            if links is not None:  # many may wait for a slow disk at once
+                await asyncio.to_thread(self._check_file, links, key, byte_range is None)
+            elif ".." in key.split("/"):
+                raise ValueError(f"file {key} leads out of the store; refused")
+            found = await self._fetch(key, prototype, byte_range)
             if found is None:
                 return None
             wanted = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
             if len(found) < wanted:
                 raise ValueError(f"file {key} is cut short")
+            if byte_range is not None and len(found) > _most(byte_range):
+                raise ValueError(f"file {key}: more came than was asked for; does the server take ranges?")
             if self.chunk_bytes is not None and self.codec:
                 beyond = await asyncio.to_thread(expands_beyond, self.codec, found, self.chunk_bytes)
                 if beyond:
@@ -61,20 +68,37 @@ def guarded_store(folder: Path, root: Path) -> Store:
                     )
             return found
 
-        def _check_file(self, key: str, whole: bool) -> None:
+        async def _fetch(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
+            if byte_range is not None and links is None and _most(byte_range) > self.file_bytes:
+                raise ValueError(f"file {key} is far larger than the pixels it should hold")
+            if links is not None or byte_range is not None:
+                return await self._store.get(key, prototype, byte_range)
+            # At a URL asking for the size first would double the requests: no more than one byte too many is read.
+            found = await self._store.get(key, prototype, RangeByteRequest(0, self.file_bytes + 1))
+            if found is not None and len(found) > self.file_bytes:
+                raise ValueError(f"file {key} is far larger than the pixels it should hold")
+            return found
+
+        def _check_file(self, links: Links, key: str, whole: bool) -> None:
             if links.lead_out(key):
                 raise ValueError(f"file {key} leads out of the store; copy the data into it (cp -rL)")
-            if whole and (size := regular_size(folder / key)) is not None and size > self.file_bytes:
+            if whole and (size := regular_size(links.folder / key)) is not None and size > self.file_bytes:
                 raise ValueError(f"file {key} is far larger than the pixels it should hold")
 
-    return GuardedStore(LocalStore(folder, read_only=True))
+    return GuardedStore(plain_store(folder, read_only=True))
+
+
+def _most(part: ByteRequest) -> int:
+    """The most bytes that a request of a part asks for."""
+    end, start, suffix = (getattr(part, name, None) for name in ("end", "start", "suffix"))
+    return end - start if end is not None and start is not None else MAX_CHUNK_BYTES if suffix is None else suffix
 
 
 class Links:
     """Tells whether a key below `folder` leads out of `inside`; folders that are no links are looked at once."""
 
     def __init__(self, folder: Path, inside: Path) -> None:
-        self._folder, self._inside = folder, inside
+        self.folder, self._inside = folder, inside
         self._plain: set[str] = set()
 
     def lead_out(self, key: str) -> bool:
@@ -86,7 +110,7 @@ class Links:
             part = "/".join(parts[:count])
             if part in self._plain:
                 continue
-            path = self._folder / part
+            path = self.folder / part
             if path.is_symlink() and not path.resolve().is_relative_to(self._inside):
                 return True
             if count < len(parts):
@@ -107,7 +131,7 @@ def regular_size(path: Path) -> int | None:
     return status.st_size
 
 
-def set_limits(store: Any, array: zarr.Array[Any], where: Path) -> None:
+def set_limits(store: Any, array: zarr.Array[Any], where: Place) -> None:
     """Bound what the store of an opened array reads and decodes by the array's chunks.
 
     Raises InputError for chunks that would not fit memory and for data compressed twice, which cannot be bounded.

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +22,8 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import omezarr_meta as meta
 from mrbcr_cli.images.base import OutputSpec, Region
 from mrbcr_cli.images.omezarr import check_region, configure_zarr, open_zarr_array, read_pixels
+from mrbcr_cli.images.omezarr_store import plain_store
+from mrbcr_cli.places import Place, RemotePath
 from mrbcr_cli.whole_file import put_durably, sync
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def plan_layout(spec: OutputSpec, block_shape: tuple[int, ...], version: Version
     return ArrayLayout(chunks, tuple(cuts[axis][1] for axis in spec.axes) if version == "0.5" else None)
 
 
-def create_level0(root: Path, spec: OutputSpec, layout: ArrayLayout, version: Version) -> None:
+def create_level0(root: Place, spec: OutputSpec, layout: ArrayLayout, version: Version) -> None:
     """Make the group at `root` and its empty array "0" (zeros; no chunk is written, so 10^6 of them cost nothing).
 
     The group is marked unfinished and has no `multiscales`: no reader takes it for an image before `finish`.
@@ -98,7 +99,7 @@ def create_level0(root: Path, spec: OutputSpec, layout: ArrayLayout, version: Ve
 
 
 def create_level(
-    root: Path,
+    root: Place,
     index: int,
     axes: str,
     shape: tuple[int, ...],
@@ -118,11 +119,10 @@ def create_level(
         raise FileExistsError(errno.EEXIST, "an array of another shape, type or chunking exists", str(folder))
     configure_zarr()
     import zarr
-    from zarr.storage import LocalStore
 
     v3 = version == "0.5"
     created = zarr.create_array(
-        LocalStore(root),
+        plain_store(root),
         name=str(index),
         shape=shape,
         dtype=dtype,
@@ -141,14 +141,14 @@ def create_level(
         sync(path)
 
 
-def open_level0(root: Path) -> Level:
+def open_level0(root: Place) -> Level:
     """Open the full-resolution array of an output store for reading and writing; cheap, so do it in every worker."""
     return open_level(root, 0)
 
 
-def open_level(root: Path, index: int) -> Level:
+def open_level(root: Place, index: int) -> Level:
     """Open array `index` of the group at `root`. Raises InputError where it is not there."""
-    return Level(Path(root), index)
+    return Level(root, index)
 
 
 class Level:
@@ -157,7 +157,7 @@ class Level:
     Pickling sends the path only; the process that unpickles opens the store anew.
     """
 
-    def __init__(self, root: Path, index: int) -> None:
+    def __init__(self, root: Place, index: int) -> None:
         self._root, self._index = root, index
         self.path = root / str(index)
         node = meta.read_node(self.path)
@@ -169,7 +169,7 @@ class Level:
         self.dtype: np.dtype[Any] = np.dtype(self._array.dtype)
         self.chunks: tuple[int, ...] = self._array.chunks
         self.unit: tuple[int, ...] = self._array.shards or self._array.chunks
-        self._durable_folders: set[Path] = set()
+        self._durable_folders: set[Place] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_level, (self._root, self._index)
@@ -196,7 +196,7 @@ class Level:
         check_region(region, self.shape)
         return read_pixels(self._array, region, self.path)
 
-    def files(self, region: Region) -> list[Path]:
+    def files(self, region: Region) -> list[Place]:
         """The files (shards, or chunks) that hold `region`; those of zeros alone need not exist."""
         ranges = [range(part.start // u, -(-part.stop // u)) for part, u in zip(region, self.unit, strict=True)]
         keys = (self._array.metadata.encode_chunk_key(position) for position in itertools.product(*ranges))
@@ -204,7 +204,9 @@ class Level:
 
     def _sync_folders(self, region: Region) -> None:
         """Make new and removed names durable: each file's folder, and above it those this process has not synced."""
-        for folder in sorted({file.parent for file in self.files(region)}):
+        if isinstance(self.path, RemotePath):
+            return
+        for folder in sorted({file.parent for file in self.files(region)}, key=str):
             if not folder.is_dir():  # nothing but zeros was ever written there
                 continue
             sync(folder)
@@ -222,7 +224,7 @@ def block_checksum(block: NDArray[Any]) -> str:
     return hashlib.blake2b(np.ascontiguousarray(block).data, digest_size=16).hexdigest()
 
 
-def write_group(root: Path, version: Version, attributes: dict[str, Any]) -> None:
+def write_group(root: Place, version: Version, attributes: dict[str, Any]) -> None:
     """Write the group documents at `root` in one step each, the attributes last, and sync them."""
     if version == "0.5":
         write_json(root / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
@@ -231,7 +233,7 @@ def write_group(root: Path, version: Version, attributes: dict[str, Any]) -> Non
         write_json(root / ".zattrs", attributes)
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Place, document: dict[str, Any]) -> None:
     """Write `document` durably. Raises ValueError for NaN or infinity, which are no JSON."""
     put_durably(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode())
     sync(path.parent)
@@ -265,7 +267,7 @@ def _codec(layout: ArrayLayout, dtype: np.dtype[Any], version: Version) -> dict[
     return {"name": "blosc", "configuration": {**config, "shuffle": "shuffle", "typesize": dtype.itemsize}}
 
 
-def _open_sink(folder: Path, zarr_format: int) -> zarr.Array[Any]:
+def _open_sink(folder: Place, zarr_format: int) -> zarr.Array[Any]:
     """The array over a store that forgets old chunks and syncs new ones.
 
     zarr reads a chunk before it replaces part of it, and a shard even before it replaces all of it. Blocks own their
@@ -277,12 +279,12 @@ def _open_sink(folder: Path, zarr_format: int) -> zarr.Array[Any]:
     return zarr.open_array(_sink_store(folder), mode="r+", zarr_format=2 if zarr_format == 2 else 3)
 
 
-def _sink_store(folder: Path) -> Store:
-    from zarr.abc.store import ByteRequest
+def _sink_store(folder: Place) -> Store:
+    from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
-    from zarr.storage import LocalStore, WrapperStore
+    from zarr.storage import WrapperStore
 
-    class SinkStore(WrapperStore[LocalStore]):
+    class SinkStore(WrapperStore[Store]):
         async def get(
             self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
         ) -> Buffer | None:
@@ -291,6 +293,9 @@ def _sink_store(folder: Path) -> Store:
             return None
 
         async def set(self, key: str, value: Buffer) -> None:
-            await asyncio.to_thread(put_durably, folder / key, memoryview(value.as_buffer_like()))
+            if isinstance(folder, RemotePath):
+                await self._store.set(key, value)
+            else:
+                await asyncio.to_thread(put_durably, folder / key, memoryview(value.as_buffer_like()))
 
-    return SinkStore(LocalStore(folder))
+    return SinkStore(plain_store(folder))

@@ -8,9 +8,10 @@ Sources: NGFF 0.4 and 0.5 (https://ngff.openmicroscopy.org), zarr v2 and v3 spec
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -18,13 +19,13 @@ from typing import Any, Literal
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.axes import parse_axes as checked_letters
 from mrbcr_cli.images.base import CANONICAL_AXES
+from mrbcr_cli.images.omezarr_documents import is_zarr, parse_document, read_document, read_documents
+from mrbcr_cli.places import Place
 
 UNFINISHED = "mrbcr-unfinished"
 """Group attribute that our writer sets until the store is complete; the reader refuses a store that has it."""
 
-_NODE_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _CHILDREN_LOOKED_AT = 1000
-MAX_DOCUMENT_BYTES = 128 * 2**20
 
 # Spellings seen in the wild, beside the UDUNITS-2 names that the specification asks for.
 _UNIT_ALIASES = {
@@ -53,7 +54,7 @@ _UNIT_ALIASES = {
 class Node:
     """A zarr group or array: its folder and its metadata documents, as parsed and as bytes."""
 
-    path: Path
+    path: Place
     zarr_format: Literal[2, 3]
     kind: Literal["array", "group"]
     attributes: dict[str, Any]
@@ -72,7 +73,7 @@ class Node:
 class ImageRef:
     """Where one image of a store is: a group and the index into its `multiscales`, or (index None) a bare array."""
 
-    path: Path
+    path: Place
     multiscale: int | None
 
 
@@ -85,21 +86,12 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
 
-def is_zarr(path: str | Path) -> bool:
-    """True where `path` is a folder with zarr metadata (v2 or v3) in it. Never raises, never imports zarr."""
-    try:
-        folder = Path(path)
-        return folder.is_dir() and any((folder / name).is_file() for name in _NODE_FILES)
-    except (OSError, ValueError):
-        return False
-
-
-def read_node(folder: Path) -> Node | None:
+def read_node(folder: Place) -> Node | None:
     """The group or array at `folder`, or None where there is none. Raises InputError on a document that is not JSON."""
-    found = {name: document for name in _NODE_FILES if (document := _read_bytes(folder / name)) is not None}
+    found = read_documents(folder)
     documents = tuple(found[name] for name in sorted(found))
     if "zarr.json" in found:  # zarr v3 wins where a folder has both, as in zarr-python
-        node = _parse(folder / "zarr.json", found["zarr.json"])
+        node = parse_document(folder / "zarr.json", found["zarr.json"])
         kind = node.get("node_type")
         if kind not in ("array", "group") or node.get("zarr_format") != 3:
             raise InputError(f"{folder / 'zarr.json'}: neither a zarr v3 group nor an array; the store is damaged")
@@ -108,13 +100,13 @@ def read_node(folder: Path) -> Node | None:
         return Node(folder, 3, kind, attributes, node if kind == "array" else {}, documents)
     if not found:
         return None
-    attributes = _parse(folder / ".zattrs", found[".zattrs"]) if ".zattrs" in found else {}
+    attributes = parse_document(folder / ".zattrs", found[".zattrs"]) if ".zattrs" in found else {}
     if ".zarray" in found:
-        return Node(folder, 2, "array", attributes, _parse(folder / ".zarray", found[".zarray"]), documents)
+        return Node(folder, 2, "array", attributes, parse_document(folder / ".zarray", found[".zarray"]), documents)
     return Node(folder, 2, "group", attributes, {}, documents)
 
 
-def child(root: Path, folder: Path, name: object) -> Path:
+def child(root: Place, folder: Place, name: object) -> Place:
     """`folder`/`name`, where `name` comes from a document. Raises InputError where that leaves the store at `root`."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f"{folder}: metadata names a dataset by {name!r}, which is no path; the store is damaged")
@@ -123,7 +115,8 @@ def child(root: Path, folder: Path, name: object) -> Path:
         raise InputError(f"{folder}: metadata points outside the store ({name!r}); refused")
     target = folder / name
     try:
-        inside = target.resolve().is_relative_to(root.resolve())
+        where, top = target.resolve(), root.resolve()
+        inside = where.is_relative_to(str(top)) if isinstance(where, Path) else where.is_relative_to(top)
     except (OSError, RuntimeError) as exc:  # a loop of links
         raise InputError(f"{target}: cannot be resolved ({exc})") from exc
     if not inside:
@@ -169,12 +162,12 @@ def multiscale_of(node: Node, index: int) -> dict[str, Any]:
     return entries[index]
 
 
-def datasets_of(multiscale: dict[str, Any], where: Path) -> list[dict[str, Any]]:
+def datasets_of(multiscale: dict[str, Any], where: Place) -> list[dict[str, Any]]:
     """The resolution levels, finest first (the specification demands that order)."""
     return _dicts(multiscale, "datasets", where)
 
 
-def stored_axes(multiscale: dict[str, Any], ndim: int, where: Path) -> str:
+def stored_axes(multiscale: dict[str, Any], ndim: int, where: Place) -> str:
     """Axis letters in the order on disk. NGFF 0.3 lists names only; 0.1 and 0.2 list none and are always TCZYX."""
     entries = multiscale.get("axes")
     if entries is None and ndim == len(CANONICAL_AXES) and multiscale.get("version") in (None, "0.1", "0.2"):
@@ -189,7 +182,7 @@ def stored_axes(multiscale: dict[str, Any], ndim: int, where: Path) -> str:
     return parse_axes("".join(letters), ndim, where)
 
 
-def parse_axes(text: str, ndim: int, where: Path) -> str:
+def parse_axes(text: str, ndim: int, where: Place) -> str:
     """`text` in upper case. Raises InputError unless it is `ndim` different letters of TCZYX, Y and X among them."""
     axes = checked_letters(text, where=f"{where}: axes")
     if len(axes) != ndim:
@@ -213,7 +206,7 @@ def bare_axes(array: Node, ndim: int) -> tuple[str, str]:
     raise InputError(f"{array.path}: array of {ndim} axes without OME metadata; name them, for example --axes TCZYX")
 
 
-def calibration(multiscale: dict[str, Any], dataset: dict[str, Any], axes: str, where: Path) -> Calibration:
+def calibration(multiscale: dict[str, Any], dataset: dict[str, Any], axes: str, where: Place) -> Calibration:
     """Pixel sizes of one resolution level: its scale times the scale of the whole image (NGFF 0.5, section 2.4).
 
     `axes` are the stored axes, perhaps the user's: where the file calls an axis something else, its size is dropped.
@@ -259,12 +252,12 @@ def channels(omero: object, count: int) -> tuple[tuple[str, ...], tuple[str, ...
     )
 
 
-def read_ome_xml(root: Path, *folders: Path) -> tuple[str | None, tuple[str, ...]]:
+def read_ome_xml(root: Place, *folders: Place) -> tuple[str | None, tuple[str, ...]]:
     """The first OME/METADATA.ome.xml in `folders`, verbatim, and notes."""
     for folder in folders:
         path = folder / "OME" / "METADATA.ome.xml"
         if path.is_file():
-            raw = _read_bytes(child(root, folder, "OME/METADATA.ome.xml"))
+            raw = read_document(child(root, folder, "OME/METADATA.ome.xml"))
             try:
                 return (None if raw is None else raw.decode("utf-8")), ()
             except UnicodeDecodeError:
@@ -276,13 +269,13 @@ def _example(ndim: int) -> str:
     return {2: "YX", 3: "ZYX", 4: "CZYX"}.get(ndim, CANONICAL_AXES)
 
 
-def _well_images(root: Path, well: Node) -> list[ImageRef]:
+def _well_images(root: Place, well: Node) -> list[ImageRef]:
     fields = well.ome.get("well")
     images = _dicts(fields, "images", well.path) if isinstance(fields, dict) else []
     return [ImageRef(child(root, well.path, image.get("path")), 0) for image in images]
 
 
-def _collection(top: Path) -> list[ImageRef]:
+def _collection(top: Place) -> list[ImageRef]:
     """Images of a bioformats2raw container: named by OME/.zattrs, else the folders 0, 1, ... without a gap."""
     names = read_node(child(top, top, "OME")) if (top / "OME").exists() else None
     series = names.ome.get("series") if names is not None else None
@@ -297,12 +290,13 @@ def _collection(top: Path) -> list[ImageRef]:
     return images
 
 
-def _search(top: Path) -> tuple[list[ImageRef], tuple[str, ...]]:
+def _search(top: Place) -> tuple[list[ImageRef], tuple[str, ...]]:
     """Images one level below a group that says nothing itself; failing that, its only array."""
     images: list[ImageRef] = []
     arrays: list[ImageRef] = []
     try:
-        entries = [entry for _, entry in zip(range(_CHILDREN_LOOKED_AT), top.iterdir(), strict=False)]
+        listed: Iterator[Place] = top.iterdir()
+        entries = list(itertools.islice(listed, _CHILDREN_LOOKED_AT))
     except OSError as exc:
         raise InputError(f"{top}: cannot be listed ({exc.strerror})") from exc
     for entry in sorted(entries, key=lambda path: _natural(path.name)):
@@ -320,7 +314,7 @@ def _search(top: Path) -> tuple[list[ImageRef], tuple[str, ...]]:
     return _some(arrays, top), (f"group without OME metadata; reading its only array {arrays[0].path.name!r}",)
 
 
-def _some(images: list[ImageRef], top: Path) -> list[ImageRef]:
+def _some(images: list[ImageRef], top: Place) -> list[ImageRef]:
     if not images:
         raise InputError(f"{top}: zarr group without an image in it; give the path of the image's own group")
     return images
@@ -356,33 +350,8 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _dicts(parent: dict[str, Any], key: str, where: Path) -> list[dict[str, Any]]:
+def _dicts(parent: dict[str, Any], key: str, where: Place) -> list[dict[str, Any]]:
     entries = parent.get(key)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{where}: metadata entry {key!r} is not a list of objects; the store is damaged")
     return entries
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    try:
-        if not path.is_file():  # a pipe would wait, a device never end
-            return None
-        with path.open("rb") as stream:
-            document = stream.read(MAX_DOCUMENT_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror})") from exc
-    if len(document) > MAX_DOCUMENT_BYTES:
-        raise InputError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, which no metadata are; refused")
-    return document
-
-
-def _parse(path: Path, document: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(document)
-    except (ValueError, RecursionError) as exc:  # ValueError covers bad JSON and bad UTF-8
-        raise InputError(f"{path}: not valid JSON ({str(exc).splitlines()[0]}); the store is damaged") from exc
-    if not isinstance(parsed, dict):
-        raise InputError(f"{path}: holds no JSON object; the store is damaged")
-    return parsed

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ from mrbcr_cli.images.omezarr_level import (
     write_group,
 )
 from mrbcr_cli.intensity import PERCENTILES
+from mrbcr_cli.places import Place, RemotePath, place
 from mrbcr_cli.whole_file import PARTIAL, put_durably, sync
 
 __all__ = [
@@ -56,7 +57,7 @@ __all__ = [
 ]
 
 PROVENANCE = "mrbcr"
-_SOURCE_XML = Path("OME") / "METADATA.ome.xml"
+_SOURCE_XML = PurePosixPath("OME") / "METADATA.ome.xml"
 _TOP_PX = 256
 _AXIS_TYPES = {"T": "time", "C": "channel", "Z": "space", "Y": "space", "X": "space"}
 _PALETTE = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
@@ -104,33 +105,34 @@ def pyramid_blocks(spec: OutputSpec, layout: ArrayLayout) -> int:
 
 
 def finish(
-    root: Path,
+    root: Place,
     spec: OutputSpec,
     layout: ArrayLayout,
     version: Version,
     *,
     progress: Callable[[int], None] | None = None,
     downsample: Literal["mean"] = "mean",
+    mark: object = True,
 ) -> None:
     """Complete the store at `root`, whose level 0 is written: pyramid, OME-XML, and last the metadata.
 
     Each level is the mean of 2 x 2 pixels of the one above (at an odd edge, of those that exist), rounded half up for
-    integers. `progress` is called with 1 after each of `pyramid_blocks(spec, layout)` files. May be called again after
-    a crash at any point; it then starts over. Raises OSError where the disk does not take it, InputError where level 0
-    is damaged, ValueError where the provenance is not JSON.
+    integers. `mark` is what the group has as UNFINISHED until the end. `progress` is called with 1 after each of
+    `pyramid_blocks(spec, layout)` files. May be called again after a crash at any point; it then starts over. Raises
+    OSError where the disk does not take it, InputError where level 0 is damaged, ValueError where the provenance is not
+    JSON.
     """
     if downsample != "mean":
         raise ValueError(f"downsample must be 'mean', not {downsample!r}")
     json.dumps(spec.provenance, allow_nan=False)  # fail before computing
-    root = Path(root)
-    write_group(root, version, {meta.UNFINISHED: True})
-    _remove_partials(root)
+    write_group(root, version, {meta.UNFINISHED: mark})
+    if isinstance(root, Path):
+        _remove_partials(root)
     levels = plan_pyramid(spec)
     for index, level in enumerate(levels[1:], start=1):
         source = open_level(root, index - 1)
         fitted = layout.fitted(level.shape)
-        if (root / str(index)).exists():
-            shutil.rmtree(root / str(index))  # from a run that was killed here; nobody can tell how much of it is right
+        _remove_level(root / str(index))  # from a run that was killed here; nobody can tell how much of it is right
         create_level(root, index, spec.axes, level.shape, spec.dtype, fitted, version)
         _fill(source, open_level(root, index), progress)
     if spec.source_ome_xml is not None:
@@ -139,14 +141,21 @@ def finish(
     write_group(root, version, _group_attributes(spec, levels, omero, version))
 
 
-def keep_source_xml(root: Path, xml: str, version: Version) -> None:
+def _remove_level(folder: Place) -> None:
+    if isinstance(folder, RemotePath):
+        folder.remove_tree()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def keep_source_xml(root: Place, xml: str, version: Version) -> None:
     """Put the source's OME-XML where bioformats2raw puts it."""
     write_group(root / "OME", version, {})
     put_durably(root / _SOURCE_XML, xml.encode())
     sync(root / "OME")
 
 
-def kept_source_xml(root: Path) -> str | None:
+def kept_source_xml(root: Place) -> str | None:
     """What `keep_source_xml` put there; None where it put nothing."""
     try:
         return (root / _SOURCE_XML).read_bytes().decode()
@@ -154,19 +163,28 @@ def kept_source_xml(root: Path) -> str | None:
         return None
 
 
-def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """What this tool recorded in a finished store that it wrote; None for anything else. Never raises."""
+def read_provenance(path: str | Place) -> dict[str, Any] | None:
+    """What this tool recorded in a finished store that it wrote; None for anything else.
+
+    Raises InputError at a URL that cannot be asked, or holds damaged metadata; nothing on a disk.
+    """
+    root = place(path)
+    if isinstance(root, RemotePath):
+        node = meta.read_node(root)
+        return None if node is None else _provenance_in(node.attributes, node.ome)
     try:
-        root = Path(path)
         v3 = (root / "zarr.json").is_file()
         document = json.loads((root / ("zarr.json" if v3 else ".zattrs")).read_bytes())
         attributes = document.get("attributes") if v3 else document
-        ome = attributes.get("ome") if v3 else attributes
-        finished = "multiscales" in ome and not attributes.get(meta.UNFINISHED)
-        provenance = attributes.get(PROVENANCE)
-        return provenance if finished and isinstance(provenance, dict) else None
+        return _provenance_in(attributes, attributes.get("ome") if v3 else attributes)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _provenance_in(attributes: dict[str, Any], ome: dict[str, Any]) -> dict[str, Any] | None:
+    finished = "multiscales" in ome and not attributes.get(meta.UNFINISHED)
+    provenance = attributes.get(PROVENANCE)
+    return provenance if finished and isinstance(provenance, dict) else None
 
 
 def binned_mean(block: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:

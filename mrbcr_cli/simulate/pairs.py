@@ -35,7 +35,7 @@ from mrbcr_cli.stream.ledger import Ledger, LockedError, read_ledger
 from mrbcr_cli.stream.pool import RESUME, Work, drive, workers_for
 from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.signals import stop_on_signal
-from mrbcr_cli.workfolder import Target, busy, check_place, drop_partial, finished_before, put_in_place
+from mrbcr_cli.workfolder import LocalTarget, busy, check_place, drop_partial, finished_before, put_in_place
 
 _SHEET = 16
 _IN_FLIGHT = 2
@@ -47,7 +47,7 @@ _MUCH_SATURATED = 1e-3
 class PairsTarget:
     """Where the pairs go."""
 
-    target: Target
+    target: LocalTarget
     npz: Path | None = None
     figure: Path | None = None
 
@@ -206,7 +206,7 @@ def split_bounds(job: PairsJob) -> dict[str, tuple[int, int]]:
     return {name: (stop - count, stop) for name, stop, count in zip(SPLITS, stops, job.counts, strict=True)}
 
 
-def _carry_out(job: PairsJob, target: Target, reporter: Reporter, mark: str, workers: int) -> None:
+def _carry_out(job: PairsJob, target: LocalTarget, reporter: Reporter, mark: str, workers: int) -> None:
     started = time.monotonic()
     settings = job.settings
     shards = -(-settings.count // SHARD)
@@ -246,7 +246,7 @@ def _run(
     task: _ShardTask,
     ledger: Ledger,
     shards: int,
-    target: Target,
+    target: LocalTarget,
     reporter: Reporter,
     workers: int,
     stop: threading.Event,

@@ -71,7 +71,7 @@ def find_sources(patterns: Sequence[str], patch_px: int) -> tuple[SharpSource, .
 
 
 def _paths(patterns: Sequence[str]) -> list[Path]:
-    from mrbcr_cli.images.omezarr_meta import is_zarr
+    from mrbcr_cli.images.omezarr_documents import is_zarr
     from mrbcr_cli.images.pairs_store import is_pairs
 
     found: dict[Path, None] = {}

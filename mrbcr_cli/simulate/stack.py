@@ -36,7 +36,7 @@ from mrbcr_cli.stream.pool import RESUME, Submit, Work, drive, workers_for
 from mrbcr_cli.stream.records import BlockRecord
 from mrbcr_cli.stream.signals import interrupt_on_signal, stop_on_signal
 from mrbcr_cli.workfolder import (
-    Target,
+    LocalTarget,
     busy,
     check_target,
     drop_partial,
@@ -55,7 +55,7 @@ _FAR_BRIGHTER = 20.0
 class Places:
     """Where image and truth go."""
 
-    target: Target
+    target: LocalTarget
     truth: Path | None
     truth_format: OutputFormat
 
@@ -78,7 +78,7 @@ def simulate_stack(
     """Make a stack. Raises the MrbcrError that says what went wrong and what is left."""
     settings = load_configuration(StackSettings, config, options, COMMAND)
     check_free(output, overwrite=overwrite, suffixes=_SUFFIXES)
-    target = Target(output, output_format(output) or "ome-zarr")
+    target = LocalTarget(output, output_format(output) or "ome-zarr")
     places = _places(settings, target)
     source = source_of(settings)
     if source is not None:
@@ -110,7 +110,7 @@ def simulate_stack(
             ) from error
 
 
-def _places(settings: StackSettings, target: Target) -> Places:
+def _places(settings: StackSettings, target: LocalTarget) -> Places:
     """Name the truth after the image, unless it has a name. Raises InputError for a name that cannot be written."""
     if settings.no_truth:
         return Places(target, None, target.format)
@@ -194,7 +194,7 @@ def _carry_out(
     _say_done(plan, places, facts, time.monotonic() - started, reporter)
 
 
-def _raise_if_source_changed(plan: StackPlan, target: Target) -> None:
+def _raise_if_source_changed(plan: StackPlan, target: LocalTarget) -> None:
     """Blocks that were made while the user's volume changed do not belong together."""
     if not isinstance(plan.job.light, VolumeLight):
         return
@@ -306,11 +306,11 @@ def _sample_light(plan: StackPlan, places: Places, submit: Submit, stopped: Call
     }
 
 
-def _scale_file(target: Target) -> Path:
+def _scale_file(target: LocalTarget) -> Path:
     return target.partial / "image.scale.json"
 
 
-def _read_scale(target: Target) -> dict[str, Any] | None:
+def _read_scale(target: LocalTarget) -> dict[str, Any] | None:
     """What an earlier, unfinished run of the same fingerprint found."""
     try:
         found = json.loads(_scale_file(target).read_bytes())
@@ -319,7 +319,7 @@ def _read_scale(target: Target) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "factor" in found else None
 
 
-def _write_scale(target: Target, scale: dict[str, Any]) -> None:
+def _write_scale(target: LocalTarget, scale: dict[str, Any]) -> None:
     from mrbcr_cli.whole_file import put_durably
 
     put_durably(_scale_file(target), json.dumps(scale).encode())

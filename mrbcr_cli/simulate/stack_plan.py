@@ -31,7 +31,7 @@ from mrbcr_cli.simulate.stack_kernel import Imaging, make_imaging
 from mrbcr_cli.simulate.stack_light import Light, SpecimenLight, Survey, VolumeLight, survey_volume
 from mrbcr_cli.simulate.stack_settings import RUN_ONLY, StackSettings, check_size
 from mrbcr_cli.specimens import chosen_style
-from mrbcr_cli.workfolder import Target
+from mrbcr_cli.workfolder import LocalTarget
 
 DEFAULT_CONTRAST = {"absorption": 0.3, "phase": 0.3}
 _LARGEST_BLUR_PX = 64
@@ -68,7 +68,7 @@ def source_of(settings: StackSettings) -> SourceSpec | None:
     return None if settings.source is None else find_source(str(settings.source))
 
 
-def plan_stack(settings: StackSettings, source: SourceSpec | None, target: Target) -> StackPlan:
+def plan_stack(settings: StackSettings, source: SourceSpec | None, target: LocalTarget) -> StackPlan:
     """Decide everything. Raises InputError for what is impossible; writes nothing."""
     survey = None if source is None else survey_volume(source)
     recorded, scale = read_like(settings)
@@ -146,7 +146,12 @@ def _light(
 
 
 def _job(
-    settings: StackSettings, setup: Setup, imaging: Imaging, light: Light, shape: tuple[int, int, int], target: Target
+    settings: StackSettings,
+    setup: Setup,
+    imaging: Imaging,
+    light: Light,
+    shape: tuple[int, int, int],
+    target: LocalTarget,
 ) -> Job:
     sigma = (0.0, 0.0, 0.0)
     if settings.truth_fwhm is not None:
@@ -251,7 +256,7 @@ def truth_meaning(plan: StackPlan) -> str:
     return f"{unit}; blurred by a Gaussian of {plan.settings.truth_fwhm:g} um FWHM along z, y and x"
 
 
-def describe_plan(plan: StackPlan, target: Target, truth: Path | None) -> dict[str, Any]:
+def describe_plan(plan: StackPlan, target: LocalTarget, truth: Path | None) -> dict[str, Any]:
     """A plan as JSON-able facts, for --dry-run."""
     voxels = math.prod(plan.spec.shape)
     return {

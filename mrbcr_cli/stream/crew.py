@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrbcr_cli import __version__
+from mrbcr_cli.places import place
 from mrbcr_cli.stream.engine import Job, RefusedError, describe
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Crew:
         self.torch_threads: int | None = None
         """None: as the job says."""
         self._tell = tell
-        self._folder = Path(job.store).absolute().parent
+        self._folder = job.working_folder.absolute()
         self._marker = self._folder / f"{CHECK_PREFIX}{self.token}"
         """There while the run goes on: workers that see it share the folder, and no block is written without it."""
         self._asked: dict[str, Any] = {}
@@ -164,5 +165,11 @@ def _answer(future: Any) -> tuple[str | None, WorkerReport | None]:
 
 def _from_root(job: Job) -> Job:
     """The job with paths that mean the same in any folder a worker was started in."""
-    source = replace(job.source, paths=tuple(str(Path(p).absolute()) for p in job.source.paths))
-    return replace(job, source=source, store=str(Path(job.store).absolute()))
+    source = replace(job.source, paths=tuple(map(_absolute, job.source.paths)))
+    folder = None if job.folder is None else _absolute(job.folder)
+    return replace(job, source=source, store=_absolute(job.store), folder=folder)
+
+
+def _absolute(text: str) -> str:
+    where = place(text)
+    return str(where.absolute() if isinstance(where, Path) else where)

@@ -21,6 +21,7 @@ from mrbcr_cli.errors import InputError, MrbcrError
 from mrbcr_cli.images import SourceSpec, open_source
 from mrbcr_cli.images.base import ImageReader
 from mrbcr_cli.intensity import IntensityRange
+from mrbcr_cli.places import RemoteError, place
 from mrbcr_cli.stream.blocks import Block, Grid
 from mrbcr_cli.stream.records import BlockRecord
 
@@ -67,6 +68,13 @@ class Job:
 
     A worker on another machine may finish a block after its run was killed and another one begun in the same place.
     """
+    folder: str | None = None
+    """The working folder, always on a disk; None where it holds the store."""
+
+    @property
+    def working_folder(self) -> Path:
+        """Where processes that do blocks of the run leave signs for each other."""
+        return Path(self.store).parent if self.folder is None else Path(self.folder)
 
 
 class AbandonedError(RuntimeError):
@@ -216,7 +224,7 @@ class _Workplace:
         key = (job.run, job.store)
         with self._opening:
             if key not in self._stores:
-                self._stores[key] = open_level0(Path(job.store))
+                self._stores[key] = open_level0(place(job.store))
             return self._stores[key]
 
     def method(self, spec: MethodSpec) -> Method:
@@ -278,4 +286,4 @@ def is_fatal(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     """Return an exception in one line: its own words when it is one of ours, else with its type."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, MrbcrError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, MrbcrError | RemoteError) else f"{type(error).__name__}: {text}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from mrbcr_cli.places import Place
 from mrbcr_cli.stream.records import BlockRecord, Records
 
 FORMAT = 1
@@ -32,7 +33,7 @@ class LedgerContents:
     """Length of the file up to the end of its last whole line."""
 
 
-def read_ledger(path: Path) -> LedgerContents | None:
+def read_ledger(path: Place) -> LedgerContents | None:
     """Read a ledger; None when there is no file or not even a whole header line. Unreadable lines are skipped."""
     header: dict[str, Any] | None = None
     records, sound = Records(), 0

@@ -125,7 +125,7 @@ def check_worker(token: str, marker: str) -> WorkerReport:
     wrote, trouble = None, None
     try:
         job = _job(token)
-        folder = Path(job.store).parent
+        folder = job.working_folder
         if not appears(folder / marker):
             trouble = f"does not see the working folder {folder}; it must lie on a disk that all workers share"
         else:

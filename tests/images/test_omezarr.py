@@ -347,14 +347,13 @@ def test_an_unknown_codec_is_refused_when_opening(tmp_path: Path) -> None:
         open_omezarr(root)
 
 
-@pytest.mark.parametrize("path", ["missing.zarr", "empty", "file.zarr", "s3://bucket/a.zarr"])
+@pytest.mark.parametrize("path", ["missing.zarr", "empty", "file.zarr"])
 def test_what_is_no_store_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.zarr").write_bytes(b"PK")
-    where: str | Path = path if "://" in path else tmp_path / path
-    assert not is_zarr(where)
+    assert not is_zarr(tmp_path / path)
     with pytest.raises(InputError):
-        open_omezarr(where)
+        open_omezarr(tmp_path / path)
 
 
 def damaged(path: Path, how: str) -> None:
