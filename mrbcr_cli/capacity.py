@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BASE_BYTES = 600_000_000
 """The process with torch, dask and zarr loaded, before any block (measured: about 450 MB)."""
 
-_DEFAULT_TILE_PX = 1024
+_DEFAULT_TILE_PX = 2048
 _SMALLEST_TILE_PX = 256
 _VOLUME_BLOCK_BYTES = 700_000_000
 """Blocks of methods that need depth are kept to this, so that a deep stack does not become one block."""
