@@ -7,7 +7,6 @@ the image's own units.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import sys
 from collections.abc import Callable
@@ -159,7 +158,7 @@ class Restorer:
         self.cores_per_block = 2
         # Measured on 1,216 px tiles in float32: 163 bytes of activations for alpha 8, and the block's own buffers.
         alpha = network.settings.alpha if network.architecture == "mrbcr" else 0
-        self.bytes_per_voxel = 95 + 16 * alpha if alpha else 1100
+        self.bytes_per_voxel = 95 + 16 * alpha if alpha else 900
         self._notes: list[str] = []
         self._tile_limit_px: int | None = None
 
@@ -245,12 +244,9 @@ class Restorer:
 
             with torch.inference_mode():
                 return FusedMrbcr(self._network, None if guide is None else torch.tensor([guide]), dtype)
-        network = self._network if dtype == torch.float32 else copy.deepcopy(self._network).to(dtype)
+        from mrbcr_cli.network.fused_published import FusedPublished
 
-        def run(batch: Any, _: Edges) -> Any:
-            return network(batch.to(dtype))[0]
-
-        return run
+        return FusedPublished(self._network, dtype)
 
 
 def _reflect(planes: FloatBlock, widths: list[tuple[int, int]]) -> FloatBlock:

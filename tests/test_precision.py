@@ -15,12 +15,15 @@ from mrbcr_cli import intensity as intensity_module
 from mrbcr_cli.images import read_provenance
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.network.fused import FusedMrbcr
+from mrbcr_cli.network.fused_published import FusedPublished
 from mrbcr_cli.network.guide import guide_of_batch
 from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
+from mrbcr_cli.network.published import Published
 from mrbcr_cli.precision import with_precision_error
 from mrbcr_cli.restore import NetworkSpec, Restorer
 from mrbcr_cli.weights import build_network, list_weights, load_weights
 from tests.helpers import TINY, deconvolve, pixels, spots, tiny_weights
+from tests.test_published import NAMES, published_with
 
 SHAPES = [
     TINY,
@@ -141,3 +144,29 @@ def test_the_command_says_and_records_it(
     assert record["channels"][0]["precision_error"] > 0
     assert record["channels"][0]["precision"] == ("fp32" if refused else "bf16")
     assert any("float32 is used instead" in note for note in record["notes"]) == refused
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 80), (3, 1, 37, 50), (1, 1, 16, 129)])
+def test_fused_is_the_released_network(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    network = Published().eval()
+    image = torch.rand(shape)
+    with torch.inference_mode():
+        expected = network(image)[0]
+        spread = float(expected.max() - expected.min())
+        assert float((FusedPublished(network, torch.float32)(image) - expected).abs().max()) < 1e-5 * spread
+        rounded = FusedPublished(network, torch.bfloat16)(image)
+    assert (rounded.dtype, rounded.shape) == (torch.float32, expected.shape)
+    assert 0 < float((rounded - expected).abs().max()) < 0.05 * spread
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_is_the_released_network_with_its_authors_weights(shared: Path, name: str) -> None:
+    with np.load(shared / "published" / f"{name}.weights.npz") as weights:
+        network = published_with({role: torch.from_numpy(weights[role]) for role in weights.files})
+    with np.load(shared / "published" / "input.npz") as inputs:
+        image = torch.from_numpy(inputs["image_nyx"])[:, None]
+    with torch.inference_mode():
+        expected = network(image)[0]
+        found = FusedPublished(network, torch.float32)(image)
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())

@@ -40,7 +40,7 @@ def _conv(channels_in: int, channels_out: int, height: int, width: int | None = 
     return nn.Conv2d(channels_in, channels_out, (height, height if width is None else width), padding="same")
 
 
-def _up(x: Tensor, factor: int) -> Tensor:
+def up(x: Tensor, factor: int) -> Tensor:
     """Bilinear enlargement with half-pixel centres."""
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
@@ -167,10 +167,10 @@ class Published(nn.Module):
         kt0 = self._pointwise("0", x)
         kt2 = self._pointwise("2", x[..., ::2, ::2])
         kt4 = self._pointwise("4", x[..., ::4, ::4])
-        up2 = _up(kt2, 2)
+        up2 = up(kt2, 2)
         fused0 = _fuse(self.kt_fusion, kt0, up2)
         # Fused at full size and halved after: bilinear halving with half-pixel centres is the mean of 2x2.
-        fused2 = F.avg_pool2d(_fuse(self.kt_fusion, up2, _up(kt4, 4)), 2)
+        fused2 = F.avg_pool2d(_fuse(self.kt_fusion, up2, up(kt4, 4)), 2)
         return (
             self.kt_out["0"](torch.cat([kt0, fused0], dim=1)),
             self.kt_out["2"](torch.cat([kt2, fused2], dim=1)),
@@ -185,6 +185,6 @@ class Published(nn.Module):
     def _invert(self, kt0: Tensor, kt2: Tensor, kt4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """B, coarse to fine: each scale enters with its own back projection and the coarser scale's features."""
         features4, quarter = self.b["4"](kt4, kt4)
-        features2, half = self.b["2"](_fuse(self.b_fusion, kt2, _up(features4, 2)), kt2)
-        _, full = self.b["0"](_fuse(self.b_fusion, kt0, _up(features2, 2)), kt0)
+        features2, half = self.b["2"](_fuse(self.b_fusion, kt2, up(features4, 2)), kt2)
+        _, full = self.b["0"](_fuse(self.b_fusion, kt0, up(features2, 2)), kt0)
         return full, half, quarter

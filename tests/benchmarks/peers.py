@@ -29,11 +29,11 @@ import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(threads)
 from debcr import model
 network = model.init()
-patches = np.random.default_rng(0).random((32, 128, 128, 1), np.float32)
+patches = np.random.default_rng(0).random((32, 128, 128), np.float32)
 taken = []
 for _ in range(repeats + 1):
     started = time.perf_counter()
-    network.predict(patches, batch_size=32, verbose=0)
+    model.predict(network, patches, batch_size=32)
     taken.append(time.perf_counter() - started)
 print("TIMES " + json.dumps(taken[1:]))
 """
