@@ -29,8 +29,9 @@ BASE_BYTES = 600_000_000
 
 _DEFAULT_TILE_PX = 2048
 _SMALLEST_TILE_PX = 256
-_VOLUME_BLOCK_BYTES = 700_000_000
-"""Blocks of methods that need depth are kept to this, so that a deep stack does not become one block."""
+_BLOCK_BYTES = 700_000_000
+"""Blocks are kept to this on a CPU, so that the default network takes less than 1.5 GB on two cores, and those of
+methods that need depth everywhere, so that a deep stack does not become one block."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,26 @@ def choose_grid(
     planes = shape[info.axes.index("Z")] if "Z" in info.axes else 1
     deep = needs.halo_zyx[0] > 0
     depth = planes if deep else min(settings.batch_size, planes)
-    allowed = memory_for_blocks(settings)
-    target = min(_VOLUME_BLOCK_BYTES, allowed) if deep else allowed
+    target = memory_for_blocks(settings)
+    if deep or not (preferred_px or on_gpu(settings)):
+        target = min(_BLOCK_BYTES, target)
     largest = min(preferred_px or _DEFAULT_TILE_PX, max(info.size("Y"), info.size("X")))
-    tile = settings.tile_size or round_up(largest, align)
+    rows = columns = settings.tile_size or round_up(largest, align)
 
-    def size_of(depth: int, tile: int) -> int:
-        return block_bytes(info, needs, (depth, tile, tile))
+    def too_large() -> bool:
+        return block_bytes(info, needs, (depth, rows, columns)) > target
 
-    if settings.tile_size is None:
-        while tile > _SMALLEST_TILE_PX and size_of(depth, tile) > target:
-            tile = round_up(tile // 2, align)
-    while depth > 1 and size_of(depth, tile) > target and (not deep or depth > 2 * needs.halo_zyx[0]):
+    while settings.tile_size is None and columns > _SMALLEST_TILE_PX and too_large():
+        # Halves of a tile before its quarters: the less rim, the less is computed twice.
+        if rows == columns:
+            rows = round_up(rows // 2, align)
+        else:
+            columns = rows
+    while depth > 1 and too_large() and (not deep or depth > 2 * needs.halo_zyx[0]):
         depth = -(-depth // 2)
-    sizes = {"Z": depth, "Y": tile, "X": tile}
+    sizes = {"Z": depth, "Y": rows, "X": columns}
     if settings.tile_size is None:
-        sizes |= {axis: balanced_tile(shape[info.axes.index(axis)], tile, align) for axis in "YX"}
+        sizes |= {axis: balanced_tile(shape[info.axes.index(axis)], sizes[axis], align) for axis in "YX"}
     halo = dict(zip("ZYX", needs.halo_zyx, strict=True))
     return Grid(
         axes=info.axes,

@@ -32,7 +32,7 @@ from mrbcr_cli.stream.records import BlockRecord, Records
 from tests.benchmarks.common import command, stack
 
 MANY = 1_000_000
-_LIMIT_S = 600.0
+_LIMIT_S = 300.0
 
 
 def measure(scratch: Path, quick: bool) -> list[dict[str, Any]]:
