@@ -150,3 +150,30 @@ def test_no_more_blocks_compute_at_a_time_than_there_are_slots(
     assert deconvolve(image, "-o", tmp_path / "o.ome.zarr", "-m", weights, "--tile-size", 112, "-q") == 0
     assert 1 <= most <= 2
     assert now == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "bytes_per_voxel", "blocks"),
+    [
+        ((1, 2048, 2048), 100, (2048, 2048)),
+        ((1, 2048, 2048), 223, (1024, 2048)),
+        ((1, 9000, 9000), 223, (1000, 1800)),
+        ((1, 9000, 300), 223, (1800, 304)),
+        ((1, 2048, 2048), 900, (512, 512)),
+    ],
+)
+def test_blocks_are_kept_to_a_size_and_halved_before_they_are_quartered(
+    shape: tuple[int, int, int], bytes_per_voxel: int, blocks: tuple[int, int]
+) -> None:
+    from mrbcr_cli.images.base import ImageInfo
+
+    info: Any = ImageInfo.__new__(ImageInfo)
+    for name, value in (("axes", "ZYX"), ("shape", shape)):
+        object.__setattr__(info, name, value)
+    needs = capacity.Needs(8, (0, 96, 96), bytes_per_voxel, 2)
+    settings = DeconvolveSettings(device="cpu")
+    grid = capacity.choose_grid(settings, info, needs, shape, (0, 0, 0), {})
+    assert grid.block_shape == (1, *blocks)
+    assert capacity.block_bytes(info, needs, grid.block_shape) <= 700_000_000
+    larger = capacity.choose_grid(settings, info, needs, shape, (0, 0, 0), {}, preferred_px=2048)
+    assert larger.block_shape[2] >= grid.block_shape[2]

@@ -39,7 +39,7 @@ def measure(scratch: Path, quick: bool) -> list[dict[str, Any]]:
 
 
 def network_alone(source: Path) -> tuple[float, int]:
-    """Seconds for the network on every tile of the plan, from memory, by as many threads as the plan has blocks computing."""
+    """Seconds for the network on every tile of the plan, from memory, as many at a time as in a run; and how many."""
     from mrbcr_cli.images import find_source
     from mrbcr_cli.plan import make_plan
     from mrbcr_cli.restore import tune_allocator
