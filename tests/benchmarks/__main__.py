@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mrbcr_cli.restore import tune_allocator
 from tests.benchmarks import (
     domain,
     explicit,
@@ -76,11 +77,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.peer is not None:
         os.environ[peers.PEER] = str(args.peer)
+    # As the tool does, before any thread has a heap of its own.
+    tune_allocator()
     where = machine()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         for name in args.names or BENCHMARKS:
-            for row in BENCHMARKS[name](Path(scratch), args.quick):
+            place = Path(scratch) / name
+            place.mkdir()
+            for row in BENCHMARKS[name](place, args.quick):
                 rows.append({"benchmark": name, **row})
                 print(json.dumps(rows[-1]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
