@@ -56,7 +56,6 @@ class RichardsonLucy:
     alignment_px = 1
     bytes_per_voxel = BYTES_PER_VOXEL
     affine = False
-    cores_per_block = 1
     guided = False
 
     def __init__(
@@ -156,7 +155,6 @@ class Wiener:
     alignment_px = 1
     bytes_per_voxel = BYTES_PER_VOXEL
     affine = True
-    cores_per_block = 1
     guided = False
 
     def __init__(self, psf: Psf, balance: float, *, device: torch.device | str = "cpu") -> None:

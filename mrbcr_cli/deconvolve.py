@@ -142,7 +142,6 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
         dtype=plan.spec.dtype.name,
         nan_policy=settings.nan_policy,
         torch_threads=plan.share.torch_threads,
-        slots=plan.share.slots,
     )
 
 
@@ -221,7 +220,6 @@ def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:
         "block_shape": list(plan.grid.block_shape),
         "halo": list(plan.grid.halo),
         "workers": plan.share.workers,
-        "computing": plan.share.computing,
         "torch_threads": plan.share.torch_threads,
         "expected_memory_bytes": plan.expected_bytes,
         "megapixels_with_halo": round(plan.read_megapixels, 3),

@@ -105,7 +105,7 @@ def probe_speed(plan: Plan) -> float:
     method.restore(block[:, :64, :64], IntensityRange(0, 1), borders)
     started = time.perf_counter()
     method.restore(block, IntensityRange(0, 1), borders)
-    return plan.share.computing * block.size / 1e6 / (time.perf_counter() - started)
+    return plan.share.workers * block.size / 1e6 / (time.perf_counter() - started)
 
 
 def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -132,7 +132,7 @@ def print_description(facts: dict[str, Any], *, as_json: bool) -> None:
         p = facts["plan"]
         rows |= {
             "blocks": f"{p['blocks']} of {' x '.join(map(str, p['block_shape']))}, halo {p['halo'][-1]} px",
-            "workers": f"{p['workers']}, {p['computing']} computing at a time with {p['torch_threads']} thread(s) each",
+            "workers": f"{p['workers']} with {p['torch_threads']} thread(s) each",
             "memory": f"about {bytes_text(p['expected_memory_bytes'])}",
             **_domain_rows(p),
             "time": f"about {clock_text(p['expected_seconds'])} at {p['megapixels_per_s']} Mpixel/s (probed now)",

@@ -84,7 +84,7 @@ def measure(settings: DeconvolveSettings, spec: NetworkSpec, say: Callable[[str]
     for batch in BATCHES_ON_GPU if on_gpu(settings) else (1,):
         method = method_for(replace(spec, batch_size=batch))
         needs = Needs.of([method])
-        slots = max(1, cpu_count() // needs.cores_per_block) if not on_gpu(settings) else 1
+        slots = 1 if on_gpu(settings) else cpu_count()
         for tile in TILES_PX:
             read = tile + 2 * needs.halo_zyx[1]
             if slots * batch * read * read * needs.bytes_per_voxel > memory_for_blocks(settings):

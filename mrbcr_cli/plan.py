@@ -64,7 +64,7 @@ class Plan:
     @property
     def expected_bytes(self) -> int:
         """Expected peak memory of all processes that do blocks."""
-        return self.share.processes * BASE_BYTES + self.share.block_bytes
+        return self.share.processes * BASE_BYTES + self.share.workers * self.share.bytes_per_block
 
     def with_grid(self, grid: Grid, settings: DeconvolveSettings) -> Plan:
         """The same run cut another way (the grid of an unfinished run that is resumed)."""

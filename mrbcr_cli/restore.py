@@ -45,8 +45,6 @@ class Method(Protocol):
     """Context to read around a block; z is 0 for methods that work plane by plane."""
     bytes_per_voxel: int
     """Peak memory of a block for each voxel read, buffers included; measured."""
-    cores_per_block: int
-    """Cores of a CPU that computing one block keeps as busy as a block for each would; measured."""
     guided: bool
     """Whether it wants the spectrum of the whole channel with the intensity range."""
     affine: bool
@@ -155,7 +153,6 @@ class Restorer:
         self.alignment_px: int = network.alignment_px
         self.halo_zyx = (0, halo_px, halo_px)
         self.affine = True
-        self.cores_per_block = 2
         # Measured on 1,216 px tiles in float32: 163 bytes of activations for alpha 8, and the block's own buffers.
         alpha = network.settings.alpha if network.architecture == "mrbcr" else 0
         self.bytes_per_voxel = 95 + 16 * alpha if alpha else 900

@@ -1,9 +1,8 @@
-"""How a machine is shared out, and what is remembered of it, change how fast a run is and nothing else."""
+"""How blocks are cut, and what is remembered of a machine, change how fast a run is and nothing else."""
 
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 import tifffile
 
 from mrbcr_cli import capacity, measure
-from mrbcr_cli.capacity import Share
 from mrbcr_cli.cli import run
 from mrbcr_cli.measure import TileSpeed, cache_file, measured, with_measured
-from mrbcr_cli.restore import Restorer
 from mrbcr_cli.settings import DeconvolveSettings
 from tests.helpers import deconvolve, pixels, spots, tiny_weights
 
@@ -109,49 +106,6 @@ def test_a_cache_that_cannot_be_written_is_an_error(
     assert "MRBCR_CACHE_DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("cores", "slots", "workers"), [(1, 1, 1), (2, 1, 2), (4, 2, 3), (64, 32, 40)])
-def test_cores_are_shared_out(cores: int, slots: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "cpu_count", lambda: cores)
-    needs = capacity.Needs(8, (0, 96, 96), 200, 2)
-    share = capacity._threads_share(10**12, needs, range(1000), 10**9)  # type: ignore[arg-type]
-    assert (share.slots, share.workers, share.computing) == (slots, workers, slots)
-    assert share.computing * share.torch_threads <= cores
-    little = capacity._threads_share(2 * 10**9, needs, range(1000), 10**9)  # type: ignore[arg-type]
-    assert little.computing <= 2
-    assert little.computing * little.torch_threads <= cores
-    few = capacity._threads_share(10**12, needs, range(1), 10**9)  # type: ignore[arg-type]
-    assert (few.workers, few.computing, few.torch_threads) == (1, 1, cores)
-
-
-def test_memory_of_blocks_that_wait_is_counted() -> None:
-    assert Share(4, 1, 100).block_bytes == 400
-    assert Share(4, 1, 100, slots=2).block_bytes == 250
-
-
-def test_no_more_blocks_compute_at_a_time_than_there_are_slots(
-    tmp_path: Path, weights: Path, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(capacity, "cpu_count", lambda: 4)
-    real, counting = Restorer.restore, threading.Lock()
-    now, most = 0, 0
-
-    def counted(self: Restorer, *arguments: Any) -> Any:
-        nonlocal now, most
-        with counting:
-            now += 1
-            most = max(most, now)
-        try:
-            return real(self, *arguments)
-        finally:
-            with counting:
-                now -= 1
-
-    monkeypatch.setattr(Restorer, "restore", counted)
-    assert deconvolve(image, "-o", tmp_path / "o.ome.zarr", "-m", weights, "--tile-size", 112, "-q") == 0
-    assert 1 <= most <= 2
-    assert now == 0
-
-
 @pytest.mark.parametrize(
     ("shape", "bytes_per_voxel", "blocks"),
     [
@@ -170,7 +124,7 @@ def test_blocks_are_kept_to_a_size_and_halved_before_they_are_quartered(
     info: Any = ImageInfo.__new__(ImageInfo)
     for name, value in (("axes", "ZYX"), ("shape", shape)):
         object.__setattr__(info, name, value)
-    needs = capacity.Needs(8, (0, 96, 96), bytes_per_voxel, 2)
+    needs = capacity.Needs(8, (0, 96, 96), bytes_per_voxel)
     settings = DeconvolveSettings(device="cpu")
     grid = capacity.choose_grid(settings, info, needs, shape, (0, 0, 0), {})
     assert grid.block_shape == (1, *blocks)

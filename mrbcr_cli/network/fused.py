@@ -90,16 +90,20 @@ class _Scale:
     feeds_finer: bool
     """Whether a finer scale wants what K^T found."""
 
-    def __call__(self, y_bands: Tensor, kt_up: Tensor | None, b_up: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, y_bands: Tensor, coarser: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (K^T y, B, what is added to the bands of y); `coarser`: what the coarser scale found, is emptied.
+
+        Whatever is held here while a block runs is held at the peak of memory.
+        """
         kt = self.kt_lift(y_bands)
-        if self.kt_fusion is not None and kt_up is not None:
-            kt += self.kt_fusion(kt_up)
+        if self.kt_fusion is not None and coarser:
+            kt += self.kt_fusion(coarser.pop(0))
         kt = self.kt(kt)
         b = self.b_lift(y_bands).add_(kt)
         if not self.feeds_finer:
-            kt = kt[:0].clone()  # held while B runs, it would be at the peak of memory
-        if self.b_fusion is not None and b_up is not None:
-            b += self.b_fusion(b_up)
+            kt = kt[:0].clone()
+        if self.b_fusion is not None and coarser:
+            b += self.b_fusion(coarser.pop(0))
         b = self.b(b)
         return kt, b, self.project(b)
 
@@ -127,14 +131,14 @@ class FusedMrbcr:
         y_bands = [bank.analysis(y)]
         for _ in range(1, len(self._scales)):
             y_bands.append(bank.analysis(y_bands[-1][:, :1]))
-        kt_up: Tensor | None = None
-        b_up: Tensor | None = None
+        coarser: list[Tensor] = []
         change = y
         for scale in reversed(range(len(self._scales))):
             features = y_bands[scale].to(self._dtype, memory_format=torch.channels_last)
-            kt, b, change = self._scales[scale](features, kt_up, b_up)
+            kt, b, change = self._scales[scale](features, coarser)
             if scale > 0:
-                kt_up, b_up = up_bank.synthesis(kt), up_bank.synthesis(b)
+                coarser += [up_bank.synthesis(kt), up_bank.synthesis(b)]
+            del kt, b
         return bank.synthesis(y_bands[0] + change)
 
     def _scale(self, stage: Stage, tones: Tensor | None, *, feeds_finer: bool) -> _Scale:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -61,8 +60,6 @@ class Job:
     dtype: str
     nan_policy: NanPolicy
     torch_threads: int
-    slots: int | None = None
-    """Blocks that compute at a time in a process, while others read and write; None: all."""
     guard: str | None = None
     """A file that is there for as long as somebody wants these blocks; None where nothing outlives the run.
 
@@ -107,9 +104,7 @@ def run_block(job: Job, number: int) -> BlockRecord:
     values, shift, bad = _prepare(raw, job, block, job.ranges[channel].low if method.affine else 0.0)
     intensity = job.ranges[channel].shifted(-shift)
     read_done = time.perf_counter()
-    with _workplace.turn(job.slots):
-        turn_came = time.perf_counter()
-        restored = method.restore(_to_zyx(values, job.grid.axes), intensity, _zyx_borders(block, job.grid.axes))
+    restored = method.restore(_to_zyx(values, job.grid.axes), intensity, _zyx_borders(block, job.grid.axes))
     restored = restored.reshape(values.shape)
     kept, clipped = to_dtype(restored[block.crop], np.dtype(job.dtype), shift)
     if bad is not None and job.nan_policy == "keep":
@@ -125,7 +120,7 @@ def run_block(job: Job, number: int) -> BlockRecord:
         non_finite=0 if bad is None else int(bad[block.crop].sum()),
         seconds={
             "read": round(read_done - started, 4),
-            "compute": round(compute_done - turn_came, 4),
+            "compute": round(compute_done - read_done, 4),
             "write": round(time.perf_counter() - compute_done, 4),
         },
         notes=method.take_notes(),
@@ -202,14 +197,6 @@ class _Workplace:
         self._readers: dict[tuple[str, SourceSpec], ImageReader] = {}
         self._stores: dict[tuple[str, str], Any] = {}
         self._methods: dict[MethodSpec, Method] = {}
-        self._turns: dict[int, threading.Semaphore] = {}
-
-    def turn(self, slots: int | None) -> AbstractContextManager[Any]:
-        """To be held while computing, by `slots` blocks at a time."""
-        if slots is None:
-            return nullcontext()
-        with self._opening:
-            return self._turns.setdefault(slots, threading.Semaphore(slots))
 
     def reader(self, job: Job) -> ImageReader:
         key = (job.run, job.source)

@@ -67,10 +67,10 @@ def network_alone(source: Path) -> tuple[float, int]:
             method.restore(pixels[:, :y, :x], plan.ranges[0], block.at_border)
 
     method.restore(pixels[:, :1024, :1024], plan.ranges[0], ((True, True),) * 3)
-    threads = [threading.Thread(target=work) for _ in range(plan.share.computing)]
+    threads = [threading.Thread(target=work) for _ in range(plan.share.workers)]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - started, plan.share.computing
+    return time.perf_counter() - started, plan.share.workers
