@@ -7,6 +7,7 @@ the image's own units.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
 from collections.abc import Callable
@@ -241,9 +242,12 @@ class Restorer:
 
             with torch.inference_mode():
                 return FusedMrbcr(self._network, None if guide is None else torch.tensor([guide]), dtype)
-        from mrbcr_cli.network.fused_published import FusedPublished
+        if self._network.architecture == "published":
+            from mrbcr_cli.network.fused_published import FusedPublished
 
-        return FusedPublished(self._network, dtype)
+            return FusedPublished(self._network, dtype)
+        plain = copy.deepcopy(self._network).to(dtype)
+        return lambda batch, _: plain(batch.to(dtype))[0]
 
 
 def _reflect(planes: FloatBlock, widths: list[tuple[int, int]]) -> FloatBlock:

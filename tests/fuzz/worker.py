@@ -87,7 +87,7 @@ def main(base: Path) -> None:
     faulthandler.enable(log)
     temporary = base / "tmp"
     temporary.mkdir(exist_ok=True)
-    os.environ["TMPDIR"] = str(temporary)
+    os.environ["TMPDIR"] = os.environ["MRBCR_CACHE_DIR"] = str(temporary)
     os.chdir(temporary)
     watch = Watch()
     typer.main.get_command = functools.cache(typer.main.get_command)  # building the parser takes longer than most cases
