@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -151,13 +152,19 @@ def test_two_processes_train_together_and_resume(simulation: Path, tmp_path: Pat
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     process = launch(tmp_path / "killed")
     wait_for(tmp_path / "killed" / "last.ckpt", process)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family)
+    while family := processes_of(tmp_path / "killed"):  # again, for those that were just being started
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family)
     process.wait()
     assert launch(tmp_path / "killed").wait() == 0
     assert curve(tmp_path / "killed") == rows
+
+
+def processes_of(out: Path) -> list[psutil.Process]:
+    """All that have a run's folder on their command line: launcher and ranks."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(out) in (p.info["cmdline"] or [])]
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
