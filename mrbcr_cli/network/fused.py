@@ -11,31 +11,20 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mrbcr_cli.network.blocks import NonstandardBlock, ResidualPair
+from mrbcr_cli.network.kernels import Kernel
 from mrbcr_cli.network.mrbcr import Mrbcr, Stage
 from mrbcr_cli.network.wavelets import WaveletBank
-
-
-@dataclass(frozen=True)
-class _Conv:
-    """A 3x3 convolution, ready to run."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return F.conv2d(features, self.weight, self.bias, padding=1)
 
 
 @dataclass(frozen=True)
 class _Pair:
     """A residual pair with its tones folded in."""
 
-    first: _Conv
-    second: _Conv
+    first: Kernel
+    second: Kernel
     passing: Tensor | None
     """Gain of what passes the branch by, (1, C, 1, 1); None: 1."""
 
@@ -51,7 +40,7 @@ class _Block:
     alpha: int
     bank: WaveletBank
     levels: tuple[tuple[_Pair, ...], ...]
-    coarsest: _Conv
+    coarsest: Kernel
 
     def __call__(self, bands: Tensor) -> Tensor:
         return self._change(bands, 0).add_(bands)
@@ -80,13 +69,13 @@ class _Block:
 class _Scale:
     """K^T and B of one scale, and what lets the image and the coarser scale in."""
 
-    kt_lift: _Conv
+    kt_lift: Kernel
     kt: _Block
-    b_lift: _Conv
+    b_lift: Kernel
     b: _Block
-    kt_fusion: _Conv | None
-    b_fusion: _Conv | None
-    project: _Conv
+    kt_fusion: Kernel | None
+    b_fusion: Kernel | None
+    project: Kernel
     feeds_finer: bool
     """Whether a finer scale wants what K^T found."""
 
@@ -166,6 +155,5 @@ class FusedMrbcr:
         passing = pair.passing(tones)[:, :, None, None].to(self._dtype)
         return _Pair(self._conv(*pair.toned(tones)), second, passing)
 
-    def _conv(self, weight: Tensor, bias: Tensor | None) -> _Conv:
-        packed = weight.detach().to(self._dtype, memory_format=torch.channels_last)
-        return _Conv(packed, None if bias is None else bias.detach().to(self._dtype))
+    def _conv(self, weight: Tensor, bias: Tensor | None) -> Kernel:
+        return Kernel.of(weight, bias, self._dtype)

@@ -19,28 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrbcr_cli.network.kernels import Kernel
 from mrbcr_cli.network.published import DENSE_GROWTH, DENSE_LAYERS, OUT_TAPS, SCALES, DenseBlock, Inverse, Published, up
-
-
-@dataclass(frozen=True)
-class _Conv:
-    """A convolution, ready to run; zero-padded to keep the size."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, features: Tensor) -> Tensor:
-        height, width = self.weight.shape[-2:]
-        return F.conv2d(features, self.weight, self.bias, padding=(height // 2, width // 2))
 
 
 @dataclass(frozen=True)
 class _Dense:
     """A residual dense block: what all layers and the way out see of its input, then what they see of each other."""
 
-    entry: _Conv
-    seconds: tuple[_Conv, ...]
-    later: tuple[_Conv, ...]
+    entry: Kernel
+    seconds: tuple[Kernel, ...]
+    later: tuple[Kernel, ...]
     """From the result of a layer to what the layers after it and the way out make of it."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -56,7 +45,7 @@ class _Dense:
 class _Inverse:
     """B at one scale; without `out` only its features are wanted."""
 
-    lines: tuple[_Conv, ...]
+    lines: tuple[Kernel, ...]
     dense: tuple[_Dense, ...]
     out: _Rows | None
 
@@ -73,9 +62,9 @@ class _Inverse:
 class _Rows:
     """The 9x9 convolution of features + K^T to one channel."""
 
-    rows: _Conv
+    rows: Kernel
     """1x9, one output channel for each row of the kernel."""
-    of_kt: _Conv
+    of_kt: Kernel
     """The same for K^T, which is added to every feature: the kernels of all features in one."""
     gather: Tensor
     bias: Tensor
@@ -89,9 +78,9 @@ class _Rows:
 class _Fusion:
     """Two convolutions of a finer and a coarser part; the pointwise one is cut into what it does to each."""
 
-    fine: _Conv
-    coarse: _Conv
-    mix: _Conv
+    fine: Kernel
+    coarse: Kernel
+    mix: Kernel
 
 
 class FusedPublished:
@@ -140,14 +129,13 @@ class FusedPublished:
     def _fuse(fusion: _Fusion, fine: Tensor, coarse: Tensor) -> Tensor:
         return fusion.mix(up(fusion.coarse(coarse), 2).add_(fusion.fine(fine)).relu_())
 
-    def _conv(self, weight: Tensor, bias: Tensor | None) -> _Conv:
-        packed = weight.detach().to(self._dtype).contiguous(memory_format=torch.channels_last)
-        return _Conv(packed, None if bias is None else bias.detach().to(self._dtype))
+    def _conv(self, weight: Tensor, bias: Tensor | None) -> Kernel:
+        return Kernel.of(weight, bias, self._dtype)
 
-    def _convs(self, modules: Iterable[nn.Module]) -> tuple[_Conv, ...]:
+    def _convs(self, modules: Iterable[nn.Module]) -> tuple[Kernel, ...]:
         return tuple(self._conv(m.weight, m.bias) for m in cast("Iterable[nn.Conv2d]", modules))
 
-    def _parts(self, module: nn.Module, count: int) -> tuple[_Conv, ...]:
+    def _parts(self, module: nn.Module, count: int) -> tuple[Kernel, ...]:
         """A convolution of `count` equal parts; the bias goes with the first."""
         conv = cast("nn.Conv2d", module)
         weights = conv.weight.chunk(count, dim=1)
