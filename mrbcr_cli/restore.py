@@ -228,11 +228,12 @@ class Restorer:
 
         dtype = torch.float32 if intensity.needs_fp32 else self._dtype
         key = (dtype, intensity.guide if self.guided else None)
-        if key not in self._runners:
-            if len(self._runners) >= _RUNNERS:
+        runner = self._runners.get(key)
+        if runner is None:
+            if len(self._runners) >= _RUNNERS:  # other threads keep those they have
                 self._runners.clear()
-            self._runners[key] = self._make_runner(*key)
-        return self._runners[key]
+            runner = self._runners[key] = self._make_runner(*key)
+        return runner
 
     def _make_runner(self, dtype: Any, guide: tuple[float, ...] | None) -> Runner:
         import torch
