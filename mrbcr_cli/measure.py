@@ -55,13 +55,12 @@ def measured(settings: DeconvolveSettings) -> TileSpeed | None:
     """What was found best for these settings on this machine; None where nothing was, or it does not apply."""
     if settings.method != "network" or settings.kind != "threads" or settings.tile_size is not None:
         return None
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        found = json.loads(cache_file().read_text())
-        if found["format"] == _FORMAT:
-            best = found["machines"][_key(settings)]["best"]
-            speed = TileSpeed(int(best["tile_px"]), int(best["batch_size"]), float(best["megapixels_per_s"]))
-            allowed = BATCHES_ON_GPU if on_gpu(settings) else (1,)
-            return speed if speed.tile_px in TILES_PX and speed.batch_size in allowed else None
+    known = _known()
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        best = known[_key(settings)]["best"] if known else {}
+        speed = TileSpeed(int(best["tile_px"]), int(best["batch_size"]), float(best["megapixels_per_s"]))
+        allowed = BATCHES_ON_GPU if on_gpu(settings) else (1,)
+        return speed if speed.tile_px in TILES_PX and speed.batch_size in allowed else None
     return None
 
 
@@ -121,15 +120,20 @@ def _seconds(method: Method, shape_zyx: tuple[int, int, int], slots: int, torch_
 
 
 def _remember(settings: DeconvolveSettings, speeds: list[TileSpeed]) -> None:
-    path = cache_file()
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        found = json.loads(path.read_text())
-        known = dict(found["machines"]) if found["format"] == _FORMAT else {}
+    path, known = cache_file(), _known()
     table = [asdict(speed) for speed in speeds]
     known[_key(settings)] = {"machine": _machine(settings), "best": table[0], "all": table}
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps({"format": _FORMAT, "machines": known}, indent=1) + "\n")
+
+
+def _known() -> dict[str, Any]:
+    """What was found on all machines; empty where there is no sound record."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        found = json.loads(cache_file().read_text())
+        if found["format"] == _FORMAT:
+            return dict(found["machines"])
+    return {}
 
 
 def _key(settings: DeconvolveSettings) -> str:

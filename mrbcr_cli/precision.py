@@ -39,11 +39,12 @@ def with_precision_error(
 
 
 def _error(spec: NetworkSpec, tile_yx: NDArray[np.float32], intensity: IntensityRange) -> float:
-    results = [
-        replace(spec, precision=precision, device="cpu").build().restore(tile_yx[None], intensity, ((True, True),) * 3)
-        for precision in ("fp32", spec.precision)
-    ]
-    difference = np.abs(results[1].astype(np.float64) - results[0])
+    method = replace(spec, device="cpu").build()
+    exact, rounded = (
+        method.restore(tile_yx[None], replace(intensity, precision_error=error), ((True, True),) * 3)
+        for error in (float("inf"), None)
+    )
+    difference = np.abs(rounded.astype(np.float64) - exact)
     return float(np.percentile(difference, _PERCENTILE)) / intensity.width
 
 
