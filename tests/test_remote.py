@@ -207,6 +207,15 @@ def test_what_is_no_output_is_not_overwritten(
     assert_same(f"{BUCKET}/in.ome.zarr", job["folder"] / "in.ome.zarr")
 
 
+def cut_short(job: dict[str, Any], out: str, blocks: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """Let the disk of the working folder be full after so many blocks; return the arguments of the run."""
+    args = (f"{BUCKET}/in.ome.zarr", *job["args"], "-o", out)
+    full_after(monkeypatch, blocks)
+    assert deconvolve(*args) == 3
+    monkeypatch.undo()
+    return args
+
+
 def test_resumed_equals_undisturbed_and_redoes_nothing(
     work: Path,
     job: dict[str, Any],
@@ -215,10 +224,7 @@ def test_resumed_equals_undisturbed_and_redoes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = url(request)
-    args = (f"{BUCKET}/in.ome.zarr", *job["args"], "-o", out)
-    full_after(monkeypatch, 5)
-    assert deconvolve(*args) == 3
-    monkeypatch.undo()
+    args = cut_short(job, out, 5, monkeypatch)
     monkeypatch.chdir(work)
     assert "multiscales" not in json.loads(tree(out)["zarr.json"])["attributes"].get("ome", {})
     assert run(["info", out]) == 2
@@ -387,10 +393,7 @@ def test_a_store_whose_working_folder_is_lost_begins_again_with_overwrite_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = url(request)
-    args = (f"{BUCKET}/in.ome.zarr", *job["args"], "-o", out)
-    full_after(monkeypatch, 3)
-    assert deconvolve(*args) == 3
-    monkeypatch.undo()
+    args = cut_short(job, out, 3, monkeypatch)
     (work / "elsewhere").mkdir()
     monkeypatch.chdir(work / "elsewhere")
     capsys.readouterr()
