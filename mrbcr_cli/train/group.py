@@ -103,5 +103,6 @@ def join_group(device: str) -> Iterator[Group]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # none hangs up while another still talks; after an error the others may never come here
     finally:
         dist.destroy_process_group()
