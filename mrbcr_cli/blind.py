@@ -155,7 +155,8 @@ def estimate_balance(planes: Sequence[NDArray[Any]], psf: Psf) -> float:
     """
     import torch
 
-    from mrbcr_cli.classical import gradient_power, transfer_function
+    from mrbcr_cli.classical import gradient_power
+    from mrbcr_cli.imaging_model import transfer_function
 
     spectrum = radial_power(planes, BALANCE_ADVICE)
     _refuse_noise(spectrum, BALANCE_ADVICE)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,17 +22,24 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.imaging_model import (
+    ImagingModel,
+    Weight,
+    extend,
+    extended,
+    frequencies,
+    outer,
+    transfer_function,
+    window,
+)
+from mrbcr_cli.volume_model import imaging_model
 
 if TYPE_CHECKING:
     from mrbcr_cli.intensity import IntensityRange
     from mrbcr_cli.psf_grid import Psf
 
-MIN_WEIGHT = 0.01
-"""Outside the block an estimate that reaches it with less than this share of its light is left as it started."""
 SLOWEST_FALL = 0.1
 """The heavy ball may not push a value below this fraction of itself: a value that reaches 0 could never rise again."""
-START_FROM_PSF = 0.1
-"""Share of the start that is the data correlated with the PSF: it leaves no zeros among single photons."""
 MAX_TV = 0.1
 TV_FLOOR = 0.01
 """Slopes below this share of the image's range count as flat: total variation would amplify rounding errors there."""
@@ -110,13 +118,13 @@ class RichardsonLucy:
         zero = min(0.0, float(intensity.low))
         background = float(intensity.low) - zero if self.background is None else self.background
         span = max(float(intensity.high) - float(intensity.low), 1e-6 * abs(float(intensity.high)), 1e-30)
-        problem = _Problem(self.psf, block_zyx.shape, self.device, background, span)
         results = [np.empty(block_zyx.shape, np.float32) for _ in counts]
-        with torch.inference_mode():
-            weights = problem.weights()
+        model = imaging_model(self.psf, block_zyx.shape, self.device, background, span)
+        with torch.inference_mode(), closing(model):
+            weight = model.weight()
             for part in _parts(block_zyx.shape, self.psf.is_3d, self.device):
                 data = _to_device(block_zyx[part], self.device).sub_(zero).clamp_(min=0)
-                for result, found in zip(results, self._iterate(problem, data, weights, counts), strict=True):
+                for result, found in zip(results, self._iterate(model, data, weight, counts), strict=True):
                     result[part] = found.add(background + zero).cpu().numpy()
         return results
 
@@ -124,23 +132,23 @@ class RichardsonLucy:
         """Return the sentences that the user must see: none, for there is no fallback here."""
         return ()
 
-    def _iterate(self, problem: _Problem, data: Tensor, weights: Tensor, counts: Sequence[int]) -> Iterator[Tensor]:
+    def _iterate(self, model: ImagingModel, data: Tensor, weight: Weight, counts: Sequence[int]) -> Iterator[Tensor]:
         """Yield the block's estimate after each number of iterations: a view, good until the next one."""
-        estimate = problem.start(data)
+        estimate = model.start(data)
         ahead, previous = estimate, estimate
         for step in range(counts[-1]):
             if self.accelerate and step > 0:
                 ahead = torch.lerp(estimate, previous, -(step - 1) / (step + 2))
                 ahead = torch.maximum(ahead, SLOWEST_FALL * estimate)
-            update = problem.correction(ahead, data, weights)
+            update = model.correction(ahead, data, weight)
             if self.tv > 0:
-                update.div_(1 - self.tv * _curvature(ahead, problem.dims, TV_FLOOR * problem.span, 8 * self.tv))
+                update.div_(1 - self.tv * _curvature(ahead, model.dims, TV_FLOOR * model.span, 8 * self.tv))
             if self.accelerate:
                 previous, estimate = estimate, update.mul_(ahead)
             else:
                 ahead = estimate = estimate.mul_(update)
             if step + 1 in counts:
-                yield estimate[problem.window]
+                yield estimate[model.window]
 
 
 class Wiener:
@@ -190,7 +198,7 @@ class Wiener:
         at_border: Sequence[tuple[bool, bool]] = (),
     ) -> NDArray[np.float32]:
         """Return the deconvolved block (z, y, x; float32; the image's units); values may fall below 0."""
-        shape = _extended(block_zyx.shape, [2 * reach for reach in self.halo_zyx])
+        shape = extended(block_zyx.shape, [2 * reach for reach in self.halo_zyx])
         spatial = shape if self.psf.is_3d else shape[1:]
         dims = tuple(range(-len(spatial), 0))
         result = np.empty(block_zyx.shape, np.float32)
@@ -200,7 +208,7 @@ class Wiener:
                 data = _to_device(block_zyx[part], self.device)
                 spectrum = torch.fft.rfftn(extend(data, spatial), dim=dims).mul_(filter_)
                 whole = torch.fft.irfftn(spectrum, s=spatial, dim=dims)
-                result[part] = whole[_window(data.shape[-len(spatial) :])].cpu().numpy()
+                result[part] = whole[window(data.shape[-len(spatial) :])].cpu().numpy()
         return result
 
     def take_notes(self) -> tuple[str, ...]:
@@ -212,134 +220,9 @@ class Wiener:
         return transfer.conj() / (transfer.abs().square() + self.balance * gradient)
 
 
-class _Problem:
-    """One shape of block: its domain, the PSF's transfer function on it, its scale.
-
-    The domain is the block and half a PSF more on each side. The two sides must not share pixels, or light would pass
-    from one border to the other and the result there would depend on how far away the other one is.
-    """
-
-    def __init__(self, psf: Psf, block: tuple[int, ...], device: torch.device, background: float, span: float) -> None:
-        shape = _extended(block, [2 * radius for radius in psf.radius_zyx])
-        self.shape = shape if psf.is_3d else shape[1:]
-        self.dims = tuple(range(-len(self.shape), 0))
-        self.window = _window(block[-len(self.shape) :])
-        self.background = background
-        self.span = span
-        self.tiny = 1e-6 * span
-        self.transfer = transfer_function(psf, self.shape, device)
-
-    def blur(self, values: Tensor) -> Tensor:
-        """Return H values."""
-        return self._inverse(torch.fft.rfftn(values, dim=self.dims).mul_(self.transfer))
-
-    def correlate(self, values: Tensor) -> Tensor:
-        """Return H^T values."""
-        # conj(conj(V) H) = V conj(H), without a copy of the transfer function.
-        spectrum = torch.fft.rfftn(values, dim=self.dims).conj_physical_().mul_(self.transfer).conj_physical_()
-        return self._inverse(spectrum)
-
-    def weights(self) -> Tensor:
-        """Return H^T of the block's window (domain): the share of each point's light that the block records."""
-        window = torch.zeros(self.shape, device=self.transfer.device)
-        window[self.window] = 1
-        return self.correlate(window)
-
-    def start(self, data: Tensor) -> Tensor:
-        """Return the first estimate (domain, not negative)."""
-        whole = extend((data - self.background).clamp_(min=0), self.shape, blend=False)
-        binomial = _binomial(self.shape, data.device)
-        mixed = self.transfer.conj().mul(START_FROM_PSF).add_(binomial, alpha=1 - START_FROM_PSF)
-        spectrum = torch.fft.rfftn(whole, dim=self.dims).mul_(mixed)
-        return self._inverse(spectrum).clamp_(min=0)
-
-    def _inverse(self, spectrum: Tensor) -> Tensor:
-        values: Tensor = torch.fft.irfftn(spectrum, s=self.shape, dim=self.dims)
-        return values
-
-    def correction(self, estimate: Tensor, data: Tensor, weights: Tensor) -> Tensor:
-        """Return H^T(data / (H estimate + background)) / H^T 1, the factor that Richardson-Lucy multiplies with."""
-        blurred = self.blur(estimate)
-        ratio = data / blurred[self.window].add_(self.background).clamp_(min=self.tiny)
-        blurred.zero_()
-        blurred[self.window] = ratio
-        factor = self.correlate(blurred).clamp_(min=0)
-        return torch.where(weights >= MIN_WEIGHT, factor.div_(weights.clamp(min=MIN_WEIGHT)), 1.0)
-
-
-def extend(block: Tensor, shape: Sequence[int], *, blend: bool = True) -> Tensor:
-    """Return the block (its last axes) continued at the high end of each axis to `shape`, periodic.
-
-    The added part goes from the reflection of the high end into the reflection of the low end: with `blend` it fades
-    in its middle third, so that wrapping around meets no edge; without, it changes at once in the middle. Either way
-    what lies beside an end depends on that end alone. A flat block stays flat.
-    """
-    for axis, size in zip(range(-len(shape), 0), shape, strict=True):
-        have = block.shape[axis]
-        more = size - have
-        if more <= 0:
-            continue
-        step = torch.arange(more, device=block.device)
-        after_high = have - 1 - step.clamp(max=have - 1)
-        before_low = (more - 1 - step).clamp(max=have - 1)
-        if blend:
-            middle = (3 * (step + 1) / (more + 1) - 1).clamp(0, 1)
-            fade = 0.5 - 0.5 * torch.cos(math.pi * middle)
-        else:
-            fade = (step >= more // 2).float()
-        fade = fade.to(block.dtype).reshape([-1] + [1] * (-axis - 1))
-        tail = torch.lerp(block.index_select(axis, after_high), block.index_select(axis, before_low), fade)
-        block = torch.cat([block, tail], dim=axis)
-    return block
-
-
 def gradient_power(shape: Sequence[int], device: torch.device) -> Tensor:
     """Return sum over the axes of 2 - 2 cos(2 pi f) on the half-spectrum grid of rfftn."""
-    return _outer([2 - 2 * torch.cos(2 * math.pi * f) for f in _frequencies(shape, device)], torch.add)
-
-
-def _binomial(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return the transfer function of (1 4 6 4 1)/16 along each axis: cos^4(pi f)."""
-    return _outer([torch.cos(math.pi * f) ** 4 for f in _frequencies(shape, device)], torch.mul)
-
-
-def _frequencies(shape: Sequence[int], device: torch.device) -> list[Tensor]:
-    """Return the frequencies (cycles per pixel) of rfftn along each axis."""
-    return [torch.fft.fftfreq(n, device=device) for n in shape[:-1]] + [torch.fft.rfftfreq(shape[-1], device=device)]
-
-
-def _window(shape: Sequence[int]) -> tuple[Any, ...]:
-    """Return the index of the first `shape` values along the last axes."""
-    return (..., *(slice(0, size) for size in shape))
-
-
-def _outer(profiles: list[Tensor], join: Any) -> Tensor:
-    result = profiles[0]
-    for profile in profiles[1:]:
-        result = join(result.unsqueeze(-1), profile)
-    return result
-
-
-def _extended(block: Sequence[int], margin: Sequence[int]) -> tuple[int, ...]:
-    """Return a domain that FFTs quickly and holds the block and `margin` more pixels (at least 2 * margin + 1)."""
-    return tuple(
-        next_fast_len(max(size + more, 2 * more + 1), real=True) if more else size
-        for size, more in zip(block, margin, strict=True)
-    )
-
-
-def transfer_function(psf: Psf, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return the transfer function (complex64) of the PSF on a domain of two or three axes, origin at index 0."""
-    values = torch.tensor(psf.values_zyx, device=device)
-    values = values if psf.is_3d else values[0]
-    padded = torch.zeros(tuple(shape), device=device)
-    # A domain that is smaller than the PSF (only the grids of estimates) gets its middle part.
-    cut = [max(0, (n - m + 1) // 2) for n, m in zip(values.shape, padded.shape, strict=True)]
-    values = values[tuple(slice(c, n - c) for c, n in zip(cut, values.shape, strict=True))]
-    padded[tuple(slice(0, n) for n in values.shape)] = values
-    origin = [-(n // 2) for n in values.shape]
-    transfer: Tensor = torch.fft.rfftn(torch.roll(padded, origin, dims=tuple(range(padded.ndim))))
-    return transfer
+    return outer([2 - 2 * torch.cos(2 * math.pi * f) for f in frequencies(shape, device)], torch.add)
 
 
 def _curvature(values: Tensor, dims: Sequence[int], floor: float, relative_floor: float) -> Tensor:

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
 from mrbcr_cli.classical import RichardsonLucy, Wiener
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.imaging_model import ImagingModel
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.psf_grid import Psf, prepare_psf
+from mrbcr_cli.volume_model import VolumeModel, imaging_model
 
 Array = NDArray[np.float32]
 
@@ -286,3 +289,27 @@ def test_a_real_asymmetric_psf_helps_and_its_mirror_image_helps_less(shared: Pat
     right, wrong = (RichardsonLucy(p, iterations=15).restore(data, range_of(data)) for p in (psf, flipped))
     assert middle > 5
     assert psnr(right, truth.astype(float)) > psnr(wrong, truth.astype(float)) + 0.3
+
+
+@pytest.mark.parametrize("shape", [(9, 33, 50), (1, 40, 31), (24, 20, 17)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_volumes_by_planes_are_what_a_whole_fft_makes(shape: tuple[int, int, int], threads: int) -> None:
+    """The correction of a volume in pieces, by any number of threads, is that of the plain model."""
+    rng = np.random.default_rng(3)
+    psf = Psf((lambda p: p / p.sum())(rng.random((5, 7, 9), np.float32)), "random")
+    data = torch.from_numpy(rng.random(shape, np.float32))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            plain = ImagingModel(psf, shape, torch.device("cpu"), 0.1, 1.0)
+            pieces = imaging_model(psf, shape, torch.device("cpu"), 0.1, 1.0)
+            assert isinstance(pieces, VolumeModel)
+            estimate, weight = plain.start(data), plain.weight()
+            expected = plain.correction(estimate, data, weight)
+            found = pieces.correction(estimate, data, pieces.weight())
+            pieces.close()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

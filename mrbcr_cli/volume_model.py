@@ -1,0 +1,126 @@
+"""Image formation of a volume on a CPU, plane by plane: what a 3-D FFT does, in pieces that fit the cache.
+
+Invariant: it computes what `ImagingModel` computes, up to rounding, whatever the number of threads. A volume's FFT
+passes the whole memory once an axis; here every plane is blurred back, compared and transformed again in one go, planes
+that the block does not have are left out, and threads share planes and rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mrbcr_cli.imaging_model import ImagingModel, Weight
+
+if TYPE_CHECKING:
+    from mrbcr_cli.psf_grid import Psf
+
+_ROWS = 8
+"""Rows whose columns along z are transformed together: some megabytes, as much as a core's cache holds."""
+
+
+def imaging_model(
+    psf: Psf, block: tuple[int, ...], device: torch.device, background: float, span: float
+) -> ImagingModel:
+    """Return the model of blocks of this shape (z, y, x) that is the fastest on the device; close it after use."""
+    kind = VolumeModel if psf.is_3d and device.type == "cpu" else ImagingModel
+    return kind(psf, block, device, background, span)
+
+
+class VolumeModel(ImagingModel):
+    """The model of a block with a 3-D PSF; as many threads as torch has where it is made."""
+
+    def __init__(self, psf: Psf, block: tuple[int, ...], device: torch.device, background: float, span: float) -> None:
+        super().__init__(psf, block, device, background, span)
+        self._block = block
+        self._spectrum = torch.empty_like(self.transfer)
+        self._crew = _Crew(torch.get_num_threads())
+
+    def close(self) -> None:
+        """End the threads."""
+        self._crew.close()
+
+    def correction(self, estimate: Tensor, data: Tensor, weight: Weight) -> Tensor:
+        """Return H^T(data / (H estimate + background)) / H^T 1, the factor that Richardson-Lucy multiplies with."""
+        depth, height, width = self._block
+        spectrum, plane_shape = self._spectrum, self.shape[1:]
+        factor = torch.empty(self.shape)
+
+        def transform(z: int) -> None:
+            torch.fft.rfft2(estimate[z], out=spectrum[z])
+
+        def compare(z: int) -> None:
+            blurred = torch.fft.irfft2(spectrum[z], s=plane_shape)
+            expected = blurred[:height, :width].add_(self.background).clamp_(min=self.tiny)
+            torch.div(data[z], expected, out=expected)
+            blurred[height:].zero_()
+            blurred[:height, width:].zero_()
+            torch.fft.rfft2(blurred, out=spectrum[z])
+
+        def gather(z: int) -> None:
+            torch.fft.irfft2(spectrum[z], s=plane_shape, out=factor[z])
+            factor[z].clamp_(min=0).mul_(weight.inverse[z]).add_(weight.unseen[z])
+
+        self._crew.each(transform, self.shape[0])
+        self._along_z(adjoint=False)
+        self._crew.each(compare, depth)
+        spectrum[depth:].zero_()
+        self._along_z(adjoint=True)
+        self._crew.each(gather, self.shape[0])
+        return factor
+
+    def _along_z(self, adjoint: bool) -> None:
+        """Multiply the planes' spectra with the transfer function, or its conjugate."""
+        spectrum, transfer = self._spectrum, self.transfer
+
+        def pass_rows(number: int) -> None:
+            rows = slice(number * _ROWS, (number + 1) * _ROWS)
+            columns = torch.fft.fft(spectrum[:, rows], dim=0)
+            if adjoint:  # V conj(H) = conj(conj(V) H), without a copy of the transfer function
+                columns.conj_physical_().mul_(transfer[:, rows]).conj_physical_()
+            else:
+                columns.mul_(transfer[:, rows])
+            spectrum[:, rows] = torch.fft.ifft(columns, dim=0)
+
+        self._crew.each(pass_rows, -(-self.shape[1] // _ROWS))
+
+
+class _Crew:
+    """Threads with one core of torch each; with one thread, the caller's own."""
+
+    def __init__(self, count: int) -> None:
+        self._pool = None if count == 1 else ThreadPoolExecutor(count)
+        if self._pool is not None:
+            # MKL's number of threads is one for the whole process, so that it stays at 1 until the crew goes.
+            met = threading.Barrier(count)
+
+            def settle(_: int) -> None:
+                torch.set_num_threads(1)
+                met.wait()
+
+            list(self._pool.map(settle, range(count)))
+        self._count = count
+
+    def each(self, work: Callable[[int], None], count: int) -> None:
+        """Do `work` for 0 to count - 1, in any order. Raises what it raises."""
+        if self._pool is None:
+            for number in range(count):
+                work(number)
+            return
+
+        def thread_work(number: int) -> None:
+            with torch.inference_mode():  # a property of each thread
+                work(number)
+
+        for _ in self._pool.map(thread_work, range(count)):
+            pass
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            torch.set_num_threads(self._count)
