@@ -55,13 +55,11 @@ class ImagingModel:
 
     def blur(self, values: Tensor) -> Tensor:
         """Return H values."""
-        return self._inverse(torch.fft.rfftn(values, dim=self.dims).mul_(self.transfer))
+        return self._filtered(values, self.transfer)
 
     def correlate(self, values: Tensor) -> Tensor:
         """Return H^T values."""
-        # conj(conj(V) H) = V conj(H), without a copy of the transfer function.
-        spectrum = torch.fft.rfftn(values, dim=self.dims).conj_physical_().mul_(self.transfer).conj_physical_()
-        return self._inverse(spectrum)
+        return self._filtered(values, self.transfer, adjoint=True)
 
     def weight(self) -> Weight:
         """Return what H^T of the block's window says: the share of each point's light that the block records."""
@@ -76,8 +74,7 @@ class ImagingModel:
         whole = extend((data - self.background).clamp_(min=0), self.shape, blend=False)
         binomial = _binomial(self.shape, data.device)
         mixed = self.transfer.conj().mul(START_FROM_PSF).add_(binomial, alpha=1 - START_FROM_PSF)
-        spectrum = torch.fft.rfftn(whole, dim=self.dims).mul_(mixed)
-        return self._inverse(spectrum).clamp_(min=0)
+        return self._filtered(whole, mixed).clamp_(min=0)
 
     def correction(self, estimate: Tensor, data: Tensor, weight: Weight) -> Tensor:
         """Return H^T(data / (H estimate + background)) / H^T 1, the factor that Richardson-Lucy multiplies with."""
@@ -95,9 +92,18 @@ class ImagingModel:
         for axis, part in zip(self.dims, self.window[1:], strict=True):
             values.narrow(axis, part.stop, values.shape[axis] - part.stop).zero_()
 
-    def _inverse(self, spectrum: Tensor) -> Tensor:
-        values: Tensor = torch.fft.irfftn(spectrum, s=self.shape, dim=self.dims)
-        return values
+    def _filtered(self, values: Tensor, response: Tensor, *, adjoint: bool = False) -> Tensor:
+        """Return the values (domain) filtered with this response, or its conjugate."""
+        spectrum = multiply_(torch.fft.rfftn(values, dim=self.dims), response, adjoint)
+        result: Tensor = torch.fft.irfftn(spectrum, s=self.shape, dim=self.dims)
+        return result
+
+
+def multiply_(spectrum: Tensor, response: Tensor, adjoint: bool) -> Tensor:
+    """Multiply a spectrum in place with a response of its shape, or with its conjugate."""
+    if adjoint:  # V conj(H) = conj(conj(V) H), without a copy of the response
+        return spectrum.conj_physical_().mul_(response).conj_physical_()
+    return spectrum.mul_(response)
 
 
 def extend(block: Tensor, shape: Sequence[int], *, blend: bool = True) -> Tensor:

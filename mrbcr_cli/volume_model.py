@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mrbcr_cli.imaging_model import ImagingModel, Weight
+from mrbcr_cli.imaging_model import ImagingModel, Weight, multiply_
 
 if TYPE_CHECKING:
     from mrbcr_cli.psf_grid import Psf
@@ -51,9 +51,6 @@ class VolumeModel(ImagingModel):
         spectrum, plane_shape = self._spectrum, self.shape[1:]
         factor = torch.empty(self.shape)
 
-        def transform(z: int) -> None:
-            torch.fft.rfft2(estimate[z], out=spectrum[z])
-
         def compare(z: int) -> None:
             blurred = torch.fft.irfft2(spectrum[z], s=plane_shape)
             expected = blurred[:height, :width].add_(self.background).clamp_(min=self.tiny)
@@ -66,25 +63,32 @@ class VolumeModel(ImagingModel):
             torch.fft.irfft2(spectrum[z], s=plane_shape, out=factor[z])
             factor[z].clamp_(min=0).mul_(weight.inverse[z]).add_(weight.unseen[z])
 
-        self._crew.each(transform, self.shape[0])
-        self._along_z(adjoint=False)
+        self._transform(estimate)
+        self._along_z(self.transfer, adjoint=False)
         self._crew.each(compare, depth)
         spectrum[depth:].zero_()
-        self._along_z(adjoint=True)
+        self._along_z(self.transfer, adjoint=True)
         self._crew.each(gather, self.shape[0])
         return factor
 
-    def _along_z(self, adjoint: bool) -> None:
-        """Multiply the planes' spectra with the transfer function, or its conjugate."""
-        spectrum, transfer = self._spectrum, self.transfer
+    def _filtered(self, values: Tensor, response: Tensor, *, adjoint: bool = False) -> Tensor:
+        spectrum, result = self._spectrum, torch.empty(self.shape)
+        self._transform(values)
+        self._along_z(response, adjoint)
+        self._crew.each(lambda z: torch.fft.irfft2(spectrum[z], s=self.shape[1:], out=result[z]), self.shape[0])
+        return result
+
+    def _transform(self, values: Tensor) -> None:
+        spectrum = self._spectrum
+        self._crew.each(lambda z: torch.fft.rfft2(values[z], out=spectrum[z]), self.shape[0])
+
+    def _along_z(self, response: Tensor, adjoint: bool) -> None:
+        """Transform the planes' spectra along z, multiply them with the response, and transform them back."""
+        spectrum = self._spectrum
 
         def pass_rows(number: int) -> None:
             rows = slice(number * _ROWS, (number + 1) * _ROWS)
-            columns = torch.fft.fft(spectrum[:, rows], dim=0)
-            if adjoint:  # V conj(H) = conj(conj(V) H), without a copy of the transfer function
-                columns.conj_physical_().mul_(transfer[:, rows]).conj_physical_()
-            else:
-                columns.mul_(transfer[:, rows])
+            columns = multiply_(torch.fft.fft(spectrum[:, rows], dim=0), response[:, rows], adjoint)
             spectrum[:, rows] = torch.fft.ifft(columns, dim=0)
 
         self._crew.each(pass_rows, -(-self.shape[1] // _ROWS))
@@ -106,7 +110,7 @@ class _Crew:
             list(self._pool.map(settle, range(count)))
         self._count = count
 
-    def each(self, work: Callable[[int], None], count: int) -> None:
+    def each(self, work: Callable[[int], object], count: int) -> None:
         """Do `work` for 0 to count - 1, in any order. Raises what it raises."""
         if self._pool is None:
             for number in range(count):

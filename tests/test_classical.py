@@ -312,4 +312,6 @@ def test_volumes_by_planes_are_what_a_whole_fft_makes(shape: tuple[int, int, int
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    off = (found - expected).abs() / expected.abs().max()
+    assert off[plain.window].max() < 1e-5
+    assert off.max() < 1e-4  # where the block sees a hundredth of the light, rounding counts a hundred times

@@ -29,6 +29,7 @@ from tests.benchmarks import (
     soak,
     startup,
     streaming,
+    training,
 )
 
 BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "streaming": streaming.measure,
     "memory": memory.measure,
     "explicit": explicit.measure,
+    "training": training.measure,
     "psf": psf.measure,
     "pairs": pairs.measure,
     "stack": simulate_stack.measure,
