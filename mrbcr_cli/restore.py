@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.lanes import Lanes
 from mrbcr_cli.network import MIN_SIZE_PX
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Restorer:
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()
         self._runners: dict[Any, Runner] = {}
         self._device = device
+        self._lanes = Lanes(device)
         self._batch_size = batch_size
         self.guided = getattr(network, "tones", None) is not None
         self.alignment_px: int = network.alignment_px
@@ -168,20 +170,17 @@ class Restorer:
     def restore(self, block_zyx: FloatBlock, intensity: IntensityRange, at_border: Borders) -> FloatBlock:
         """See Method. Planes run `batch_size` at a time; on out-of-memory the tile is halved and the run goes on."""
         height, width = block_zyx.shape[1:]
-        scaled = (block_zyx - np.float32(intensity.low)) * np.float32(1 / intensity.width)
         # An image thinner than the network accepts is continued by reflection and cut again.
         missing = [(0, 0)] + [(0, max(MIN_SIZE_PX - size, 0)) for size in (height, width)]
-        if any(after for _, after in missing):
-            scaled = _reflect(scaled, missing)
+        planes = _reflect(block_zyx, missing) if any(after for _, after in missing) else block_zyx
         edges = (*at_border[1], *at_border[2])
         run = self._runner(intensity)
-        limit = self._tile_limit_px or max(scaled.shape[1:])
-        out = np.empty_like(scaled)
-        for first in range(0, len(scaled), self._batch_size):
-            planes = slice(first, first + self._batch_size)
-            limit = self._run_halving(run, scaled[planes], edges, out[planes], limit)
-        result = out[:, :height, :width] * np.float32(intensity.width) + np.float32(intensity.low)
-        return np.ascontiguousarray(result, dtype=np.float32)
+        limit = self._tile_limit_px or max(planes.shape[1:])
+        out = np.empty(planes.shape, np.float32)
+        for first in range(0, len(planes), self._batch_size):
+            some = slice(first, first + self._batch_size)
+            limit = self._run_halving(run, planes[some], edges, out[some], limit)
+        return np.ascontiguousarray(out[:, :height, :width])
 
     def _run_halving(self, run: Runner, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int) -> int:
         """Run planes in tiles of at most `limit` px, halving it on out-of-memory; return the limit that worked."""
@@ -204,7 +203,7 @@ class Restorer:
 
         shape = planes.shape
         if limit >= max(shape[1:]):
-            out[:] = self._forward(planes, run, edges)
+            self._lanes.carry(planes, lambda batch: run(batch, edges), out)
             return
         halo = round_up(self.halo_zyx[1], self.alignment_px)
         grid = Grid("ZYX", shape, shape, (shape[0], limit, limit), (0, halo, halo), (0, 0, 0), {})
@@ -212,18 +211,12 @@ class Restorer:
             # A side of the tile is a true border only where it is the block's side and that is one.
             (top, bottom), (left, right) = block.at_border[1:]
             sides = (edges[0] and top, edges[1] and bottom, edges[2] and left, edges[3] and right)
-            out[block.core] = self._forward(planes[block.read], run, sides)[block.crop]
-
-    def _forward(self, planes: FloatBlock, run: Runner, edges: Edges) -> FloatBlock:
-        import torch
-
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(planes))[:, None].to(self._device)
-            result: FloatBlock = run(batch, edges)[:, 0].float().cpu().numpy()
-        return result
+            tile = np.empty_like(planes[block.read])
+            self._lanes.carry(planes[block.read], lambda batch, sides=sides: run(batch, sides), tile)  # type: ignore[misc]
+            out[block.core] = tile[block.crop]
 
     def _runner(self, intensity: IntensityRange) -> Runner:
-        """The network made ready for a channel: with its guide, in the precision that it can stand."""
+        """The network made ready for a channel: with its guide, in the precision that it can stand, in image units."""
         import torch
 
         dtype = torch.float32 if intensity.needs_fp32 else self._dtype
@@ -233,7 +226,15 @@ class Restorer:
             if len(self._runners) >= _RUNNERS:  # other threads keep those they have
                 self._runners.clear()
             runner = self._runners[key] = self._make_runner(*key)
-        return runner
+            if self._device.startswith("cuda"):
+                torch.cuda.synchronize(self._device)  # the streams of other threads do not wait for its kernels
+        low, width, inverse = (float(np.float32(v)) for v in (intensity.low, intensity.width, 1 / intensity.width))
+
+        def in_image_units(batch: Any, edges: Edges) -> Any:
+            """On the device: what a lane brings and takes is in the units of the image."""
+            return runner((batch - low).mul_(inverse), edges).float().mul_(width).add_(low)
+
+        return in_image_units
 
     def _make_runner(self, dtype: Any, guide: tuple[float, ...] | None) -> Runner:
         import torch

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrbcr_cli.intensity import IntensityRange, with_guide
+from mrbcr_cli.lanes import Lanes
 from mrbcr_cli.network.mrbcr import Mrbcr
 from mrbcr_cli.network.published import Published
 from mrbcr_cli.restore import NetworkSpec, Restorer
@@ -94,20 +95,20 @@ def test_out_of_memory_halves_the_tile_and_the_result_is_the_same(monkeypatch: p
     borders = ((True, True),) * 3
     whole = restorer.restore(image, intensity, borders)
     assert restorer.take_notes() == ()
-    real = Restorer._forward
+    real = Lanes.carry
 
-    def small_only(self: Restorer, planes: NDArray[np.float32], *around: Any) -> NDArray[np.float32]:
+    def small_only(self: Lanes, planes: NDArray[np.float32], *more: Any) -> None:
         if planes.shape[1] * planes.shape[2] > 600 * 580 * 0.6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, planes, *around)
+        real(self, planes, *more)
 
-    monkeypatch.setattr(Restorer, "_forward", small_only)
+    monkeypatch.setattr(Lanes, "carry", small_only)
     again = restorer.restore(image, intensity, borders)
     notes = restorer.take_notes()
     assert np.abs(again - whole).max() <= LIMIT * np.ptp(whole)
     assert notes
     assert "out of memory" in notes[0]
-    monkeypatch.setattr(Restorer, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(Lanes, "carry", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(MemoryError, match="even for tiles"):
         restorer.restore(image, intensity, borders)
 
