@@ -19,6 +19,7 @@ from mrbcr_cli.restore import tune_allocator
 from tests.benchmarks import (
     domain,
     explicit,
+    gpu,
     memory,
     networks,
     pairs,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Path, bool], list[dict[str, Any]]]] = {
     "memory": memory.measure,
     "explicit": explicit.measure,
     "training": training.measure,
+    "gpu": gpu.measure,
     "psf": psf.measure,
     "pairs": pairs.measure,
     "stack": simulate_stack.measure,
