@@ -34,7 +34,6 @@ _LEAST_POWER = 1e-7
 _MIDDLE, _SPREAD = -3.0, 1.5
 """Of log10 of the power, over the rings of ordinary images: the guide is about -2 to 3."""
 _DECIMALS = 4
-_HIDDEN = 32
 _TONES = 3
 """Per feature of a residual pair: gain and shift within its branch, and gain of what passes it by."""
 
@@ -117,11 +116,11 @@ def _at_least_a_tile(image_nchw: Tensor) -> Tensor:
 class Tones(nn.Module):
     """From the guide to gains and shifts for the features of every residual pair; at the start they change nothing."""
 
-    def __init__(self, pairs: int, channels: int) -> None:
+    def __init__(self, pairs: int, channels: int, hidden: int) -> None:
         super().__init__()
         self.shape = (pairs, _TONES, channels)
-        self.hidden = nn.Linear(GUIDE_BINS, _HIDDEN)
-        self.out = nn.Linear(_HIDDEN, math.prod(self.shape))
+        self.hidden = nn.Linear(GUIDE_BINS, hidden)
+        self.out = nn.Linear(hidden, math.prod(self.shape))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

@@ -50,12 +50,16 @@ class MrbcrSettings:
     """3: the multi-stage network; 1: the single-stage residual BCR-Net it grew from."""
     guided: bool = True
     """Whether it is told the power spectrum of the whole image (guide.py)."""
+    guide_hidden: int = 32
+    """Features between the spectrum and the gains that it sets."""
 
     def __post_init__(self) -> None:
         if self.stages not in (1, 2, 3):
             raise ValueError(f"stages must be 1, 2 or 3, not {self.stages}")
         if not 1 <= self.alpha <= 64:
             raise ValueError(f"alpha must be 1 to 64, not {self.alpha}")
+        if not 1 <= self.guide_hidden <= 256:
+            raise ValueError(f"guide_hidden must be 1 to 256, not {self.guide_hidden}")
         for name, pairs in (("kt_pairs", self.kt_pairs), ("b_pairs", self.b_pairs)):
             # The upper bounds keep a hostile weights card from taking all memory before its shapes are compared.
             if len(pairs) < self.stages or not all(1 <= len(scale) <= 4 for scale in pairs):
@@ -122,7 +126,7 @@ class Mrbcr(nn.Module):
         pairs = [module for module in self.scales.modules() if isinstance(module, ResidualPair)]
         for number, pair in enumerate(pairs):
             pair.number = number
-        self.tones = Tones(len(pairs), BANDS * s.alpha) if s.guided and pairs else None
+        self.tones = Tones(len(pairs), BANDS * s.alpha, s.guide_hidden) if s.guided and pairs else None
         deepest = max(i + max(len(s.kt_pairs[i]), len(s.b_pairs[i])) for i in range(s.stages))
         # The outputs at half and quarter size need two analyses of x whatever the number of stages.
         self.alignment_px = 2 ** max(deepest, 3)
