@@ -19,7 +19,7 @@ import tifffile
 import torch
 
 from mrbcr_cli.cli import run
-from mrbcr_cli.network.mrbcr import Mrbcr
+from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
 from mrbcr_cli.network.published import Published
 from mrbcr_cli.train.batches import PairSet, StoredBatches, normalise, percentiles
 from mrbcr_cli.train.journal import read_log
@@ -423,6 +423,22 @@ def test_bad_options_are_refused(
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and said in error[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_init_brings_the_shape_of_its_network(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fine-tuning needs no `network:`; one that says otherwise is refused."""
+    small = {"alpha": 2, "kt_pairs": [[1]], "b_pairs": [[1]], "stages": 1, "guide_hidden": 5}
+    (tmp_path / "small.yaml").write_text(f"network: {json.dumps(small)}\n")
+    (tmp_path / "other.yaml").write_text("network: {alpha: 4}\n")
+    pairs, brief = ("--pairs", stored / "p.zarr"), {"steps": 2, "every": 2}
+    assert train(tmp_path / "first", "-c", tmp_path / "small.yaml", *pairs, **brief) == 0
+    start = tmp_path / "first" / "last.safetensors"
+    assert train(tmp_path / "run", *pairs, init=start, **brief) == 0
+    tuned = load_weights(str(tmp_path / "run" / "last.safetensors"))
+    assert MrbcrSettings.from_dict(tuned.card.settings) == MrbcrSettings.from_dict(small)
+    capsys.readouterr()
+    assert train(tmp_path / "other", "-c", tmp_path / "other.yaml", *pairs, init=start) == 2
+    assert "leave --network out" in capsys.readouterr().err
 
 
 def test_a_source_in_train_and_test_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,8 +113,16 @@ def patch_size(settings: TrainSettings, data: Data) -> int:
 
 
 def make_network(settings: TrainSettings) -> nn.Module:
-    """The network to train, seeded, with the weights of --init. Raises InputError."""
+    """The network to train, seeded, with the weights of --init, and its shape unless another is asked for.
+
+    Raises InputError.
+    """
     torch.manual_seed(settings.seed)
+    start = None if settings.init is None else load_weights(settings.init)
+    if start is not None and start.card.architecture != settings.model:
+        raise InputError(
+            f"--init {settings.init}: holds a {start.card.architecture!r} network; this run trains {settings.model!r}"
+        )
     network: nn.Module
     if settings.model == "published":
         from mrbcr_cli.network.published import Published
@@ -124,22 +132,19 @@ def make_network(settings: TrainSettings) -> nn.Module:
         from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
 
         try:
-            network = Mrbcr(MrbcrSettings.from_dict(settings.network))
+            asked = MrbcrSettings.from_dict(settings.network)
+            held = asked if start is None else MrbcrSettings.from_dict(start.card.settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"--network: {error}") from error
-    if settings.init is not None:
-        start = load_weights(settings.init)
-        if start.card.architecture != settings.model or start.card.settings != _plain(network.settings_dict):
+        if settings.network and asked != held:
             raise InputError(
-                f"--init {settings.init}: holds a {start.card.architecture!r} network of other settings; "
-                f"this run trains {settings.model!r} {json.dumps(_plain(network.settings_dict))}"
+                f"--init {settings.init}: holds another network than --network asks for, {json.dumps(asdict(held))}; "
+                "leave --network out"
             )
+        network = Mrbcr(held)
+    if start is not None:
         network.load_state_dict(start.state_dict)
     return network
-
-
-def _plain(settings: Any) -> Any:
-    return json.loads(json.dumps(settings))
 
 
 def run_training(
