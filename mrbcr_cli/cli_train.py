@@ -80,7 +80,9 @@ def train(
     log_every: Annotated[int | None, _option(COURSE, "Steps between lines of the log. Default: 100.")] = None,
     pool: Annotated[int | None, _option(COURSE, "Simulated fields kept at a time. Default: 512.")] = None,
     fresh: Annotated[float | None, _option(COURSE, "Fields replaced by new ones a step. Default: 0.25.")] = None,
-    loss: Annotated[str | None, _option(LOSS, "mse, charbonnier or log (mean PSNR). Default: mse.")] = None,
+    loss: Annotated[
+        str | None, _option(LOSS, "mse, charbonnier, log (mean PSNR) or gain (over smoothing). Default: mse.")
+    ] = None,
     fft_weight: Annotated[float | None, _option(LOSS, "Weight of the spectral term. Default: 0.05.")] = None,
     scale_weights: Annotated[
         tuple[float, float, float] | None,

@@ -500,6 +500,21 @@ def test_log_loss_descends_the_mean_psnr() -> None:
     assert slope == pytest.approx([-0.1 * np.log(10) / 10] * 2, rel=0.05)
 
 
+def test_gain_loss_pulls_less_where_a_patch_already_outdoes_any_smoothing() -> None:
+    """Two outputs with one error: beside the input that was far off, less is gained by mending it further."""
+    rng = torch.Generator().manual_seed(1)
+    truth = torch.rand(1, 1, 64, 64, generator=rng).repeat(2, 1, 1, 1)
+    spoilt = truth + torch.tensor([0.02, 0.5])[:, None, None, None]  # a haze that no smoothing takes off
+    found = (truth + 0.02).requires_grad_()
+    loss_of([found], [truth], LossSettings("gain", 0.0), inputs=[spoilt])[0].backward()
+    pulls = found.grad.square().mean((1, 2, 3)).sqrt()  # type: ignore[union-attr]
+    assert pulls[0] > 10 * pulls[1] > 0
+    found.grad = None
+    loss_of([found], [truth], LossSettings("log", 0.0))[0].backward()
+    alike = found.grad.square().mean((1, 2, 3)).sqrt()  # type: ignore[union-attr]
+    assert float(alike[0]) == pytest.approx(float(alike[1]))
+
+
 def test_percentiles_are_numpys() -> None:
     images = torch.rand(4, 1, 50, 37)
     low, high = percentiles(images)

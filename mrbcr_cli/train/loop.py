@@ -161,7 +161,8 @@ def _forward(course: Course, network: nn.Module, number: int, progress: float) -
     with torch.autocast(course.device.split(":")[0], kind or torch.bfloat16, enabled=reduced):
         outputs = run_network(network, inputs, guide, bordered=bordered)
     rim = 0 if bordered or course.patch_px < 96 else CONTEXT_PX
-    return loss_of(outputs, scales_of(network, targets), course.loss, rim)
+    recorded = scales_of(network, inputs) if course.loss.kind == "gain" else ()
+    return loss_of(outputs, scales_of(network, targets), course.loss, rim, recorded)
 
 
 def _bare(network: nn.Module) -> Any:

@@ -11,22 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Kind = Literal["mse", "charbonnier", "log"]
+Kind = Literal["mse", "charbonnier", "log", "gain"]
 
 LEAST_CONTRAST = 0.25
 """Of the normalised range: an empty patch has no contrast, and its noise must not count for everything."""
 LOG_FLOOR = 1e-5
 """Mean square error (of contrast 1; 50 dB) below which the logarithm gains little more."""
+GAIN_FLOOR = 0.3
+"""Share of the error of the best smoothing below which `gain` gains little more: about what explicit methods reach."""
+_SMOOTHINGS_PX = (1.0, 2.0)
+"""Sigmas of the Gaussians that the recorded patch is smoothed with, beside not at all."""
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What is summed. `log` is the logarithm of each patch's mean square error: the mean PSNR is what it descends."""
+    """What is summed. `log` is the logarithm of each patch's mean square error: the mean PSNR is what it descends.
+
+    `gain` is that too, but a patch that already is far better than any smoothing of its input counts less: where haze
+    or noise is easily outdone nothing is sought at the cost of patches that were hardly spoilt in the first place.
+    """
 
     kind: Kind = "mse"
     fft_weight: float = 0.05
@@ -34,12 +43,16 @@ class LossSettings:
 
 
 def loss_of(
-    outputs: Sequence[Tensor], targets: Sequence[Tensor], settings: LossSettings, rim_px: int = 0
+    outputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    settings: LossSettings,
+    rim_px: int = 0,
+    inputs: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and, for the record, the mean square error at full size of each patch (N,), in contrast units.
 
     `outputs` and `targets`: (N, 1, H, W) at full, half, quarter size (or only the first of these). The outer `rim_px`
-    (at full size) are context and do not count.
+    (at full size) are context and do not count. `inputs`: what was recorded, at the same scales; for `gain` alone.
     """
     contrast = (targets[0].amax((1, 2, 3), keepdim=True) - targets[0].amin((1, 2, 3), keepdim=True)).float()
     contrast = contrast.clamp_min(LEAST_CONTRAST)
@@ -53,28 +66,45 @@ def loss_of(
         square = error.square().mean((1, 2, 3))
         if level == 0:
             errors = square.detach()
-        term = _pixel_term(error, square, settings.kind)
+        floor: Tensor | float = LOG_FLOOR
+        if settings.kind == "gain":
+            floor = LOG_FLOOR + GAIN_FLOOR * _best_smoothing(inputs[level], target, contrast, inner)
+        term = _pixel_term(error, square, settings.kind, floor)
         if settings.fft_weight:
-            term = term + settings.fft_weight * _spectral_term(error, square, settings.kind)
+            term = term + settings.fft_weight * _spectral_term(error, square, settings.kind, floor)
         total = total + settings.scale_weights[level] * term
     return total, errors
 
 
-def _pixel_term(error: Tensor, square: Tensor, kind: Kind) -> Tensor:
+@torch.no_grad()
+def _best_smoothing(recorded: Tensor, target: Tensor, contrast: Tensor, inner: tuple[Any, ...]) -> Tensor:
+    """Mean square error (N,) of the best of some Gaussian smoothings of the patch, in contrast units."""
+    candidates = [recorded.float()]
+    for sigma in _SMOOTHINGS_PX:
+        reach = round(3 * sigma)
+        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=recorded.device) / sigma).square())
+        kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+        padded = F.pad(recorded.float(), (reach,) * 4, mode="replicate")
+        candidates.append(F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3)))
+    off = torch.stack([((found[inner] - target[inner].float()) / contrast) for found in candidates])
+    return off.square().mean((2, 3, 4)).amin(0)
+
+
+def _pixel_term(error: Tensor, square: Tensor, kind: Kind, floor: Tensor | float) -> Tensor:
     if kind == "mse":
         return square.mean()
     if kind == "charbonnier":
         return (error.square() + 1e-6).sqrt().mean()
-    return 0.1 * (square + LOG_FLOOR).log().mean()
+    return 0.1 * (square + floor).log().mean()
 
 
-def _spectral_term(error: Tensor, square: Tensor, kind: Kind) -> Tensor:
+def _spectral_term(error: Tensor, square: Tensor, kind: Kind, floor: Tensor | float) -> Tensor:
     """Mean modulus of the error's spectrum; for "log" in units of the patch's own RMS error, so both terms weigh alike.
 
     The square root has no gradient at zero; the small constant keeps it finite.
     """
     spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho"))
     modulus = (spectrum.square().sum(-1) + 1e-10).sqrt().mean((1, 2, 3))
-    if kind == "log":
-        return (modulus / (square.detach() + LOG_FLOOR).sqrt()).mean()
+    if kind in ("log", "gain"):
+        return (modulus / (square.detach() + floor).sqrt()).mean()
     return modulus.mean()

@@ -68,7 +68,7 @@ class TrainSettings(BaseModel):
     clip: Positive = 1.0
     """Largest norm of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    loss: Literal["mse", "charbonnier", "log"] = "mse"
+    loss: Literal["mse", "charbonnier", "log", "gain"] = "mse"
     fft_weight: Annotated[float, Field(ge=0, le=100)] = 0.05
     scale_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
