@@ -10,17 +10,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.images.omezarr_documents import parse_document, read_document
+
+if TYPE_CHECKING:
+    import zarr
 
 SHARD = 64
 RECORD_BYTES = 8192
 KIND = "pairs"
 PROVENANCE = "mrbcr"
+_ARRAYS = ("blurred", "sharp", "records")
 
 
 @dataclass(frozen=True)
@@ -99,17 +104,20 @@ def finish_pairs(root: Path, splits: dict[str, tuple[int, int]], provenance: dic
 
 
 def read_info(root: Path) -> PairsInfo:
-    """Describe a finished store. Raises InputError for anything else."""
-    import zarr
-
+    """Describe a finished store. Raises InputError for anything else, and for one whose arrays do not fit together."""
     try:
-        group = zarr.open_group(root, mode="r")
-        attributes: dict[str, Any] = dict(group.attrs.asdict()[PROVENANCE])  # type: ignore[arg-type]
-        shape = group["blurred"].shape  # type: ignore[union-attr]
+        document = read_document(root / "zarr.json")
+        attributes: dict[str, Any] = dict(parse_document(root, document or b"null")["attributes"][PROVENANCE])
         splits = {str(k): (int(v[0]), int(v[1])) for k, v in attributes["splits"].items()}
-    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        blurred, sharp, records = (_open(root, name).shape for name in _ARRAYS)
+    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, InputError) as error:
         raise InputError(f"{root}: holds no finished training pairs of mrbcr simulate pairs") from error
-    return PairsInfo(int(shape[0]), int(shape[-1]), splits, attributes)
+    count = blurred[0] if len(blurred) == 3 else -1
+    if sharp != blurred or records != (count, RECORD_BYTES):
+        raise InputError(
+            f"{root}: its arrays do not fit together, {blurred}, {sharp} and {records}; make the pairs anew"
+        )
+    return PairsInfo(int(count), int(blurred[-1]), splits, attributes)
 
 
 def is_pairs(root: Path) -> bool:
@@ -122,10 +130,26 @@ def is_pairs(root: Path) -> bool:
 
 
 def read_pairs(root: Path, first: int, stop: int) -> tuple[NDArray[Any], NDArray[np.float32], list[dict[str, Any]]]:
-    """Pairs `first` to `stop` (excluded): blurred (n, y, x), sharp (n, y, x), records."""
-    import zarr
+    """Pairs `first` to `stop` (excluded): blurred (n, y, x), sharp (n, y, x), records. Raises InputError."""
+    blurred, sharp, lines = (_read(root, name, slice(first, stop)) for name in _ARRAYS)
+    try:
+        return blurred, sharp, [json.loads(bytes(line).rstrip(b"\0")) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{root}: a record of pairs {first} to {stop - 1} is no JSON; the store is damaged") from error
 
-    group = zarr.open_group(root, mode="r")
-    where = slice(first, stop)
-    blurred, sharp, lines = (np.asarray(group[name][where]) for name in ("blurred", "sharp", "records"))  # type: ignore[index]
-    return blurred, sharp, [json.loads(bytes(line).rstrip(b"\0")) for line in lines]
+
+def _open(root: Path, name: str) -> zarr.Array[Any]:
+    """An array of the store, guarded: what it claims of itself is not trusted. Raises InputError."""
+    from mrbcr_cli.images.omezarr import open_zarr_array
+
+    if not (root / name).resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{root / name}: leads out of the store; copy the data into it (cp -rL)")
+    return open_zarr_array(root / name, 3, root)
+
+
+def _read(root: Path, name: str, pairs: slice) -> NDArray[Any]:
+    from mrbcr_cli.images.omezarr import read_pixels
+
+    array = _open(root, name)
+    whole = tuple(slice(0, size) for size in array.shape[1:])
+    return read_pixels(array, (pairs, *whole), root / name)
