@@ -10,8 +10,8 @@ import glob
 from pathlib import Path
 
 from mrbcr_cli.capacity import default_workers
+from mrbcr_cli.carry_out import deconvolve_file
 from mrbcr_cli.console import Reporter, bytes_text
-from mrbcr_cli.deconvolve import deconvolve_file
 from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
 from mrbcr_cli.finish import Outcome
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format

@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from mrbcr_cli import deconvolve as deconvolve_module
+from mrbcr_cli import carry_out as deconvolve_module
 from mrbcr_cli.cli import run
 from mrbcr_cli.domain import DomainEstimate, Windows, check_domain, choose_tiles, estimate_domain
 from mrbcr_cli.errors import InputError
