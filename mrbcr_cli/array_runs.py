@@ -8,7 +8,6 @@ spectra of the whole channels are a task of its graph.
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.errors import DomainWarning, InputError, MrbcrWarning
 from mrbcr_cli.images.array import LABEL, ArrayReader
+from mrbcr_cli.images.chunked import chunks_under, put_together
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.plan import Outline, check_background, outline
 from mrbcr_cli.settings import DeconvolveSettings
@@ -115,8 +115,10 @@ def deconvolve_lazily(reader: ArrayReader, array: Any, settings: DeconvolveSetti
     graph: dict[Any, Any] = {looked: (functools.partial(_look, reader, made),)}
     for number, position in enumerate(np.ndindex(*grid.counts)):
         stored = _stored(grid.block(number).read, order)
-        keys, starts = _chunks_under(array, stored)
-        graph[(name, *_stored(position, order))] = (_do, looked, _Geometry(number, order, stored, starts), keys)
+        under = chunks_under(array.chunks, stored)
+        geometry = _Geometry(number, order, stored, [start for _, start in under])
+        keys = [(array.name, *chunk) for chunk, _ in under]
+        graph[(name, *_stored(position, order))] = (_do, looked, geometry, keys)
     steps = [
         tuple(min(step, size - at) for at in range(0, size, step))
         for size, step in zip(grid.shape, grid.block_shape, strict=True)
@@ -144,15 +146,7 @@ class _Geometry:
 
 def _do(run: Run, geometry: _Geometry, pieces: list[NDArray[Any]]) -> NDArray[Any]:
     """Task of a block: put its pixels together from the chunks under it, and deconvolve them."""
-    lows = [part.start for part in geometry.stored]
-    raw = np.empty([part.stop - part.start for part in geometry.stored], pieces[0].dtype)
-    for piece, start in zip(pieces, geometry.starts, strict=True):
-        into, out_of = [], []
-        for low, size, at, length in zip(lows, raw.shape, start, piece.shape, strict=True):
-            first, last = max(at, low), min(at + length, low + size)
-            into.append(slice(first - low, last - low))
-            out_of.append(slice(first - at, last - at))
-        raw[tuple(into)] = piece[tuple(out_of)]
+    raw = put_together(geometry.stored, pieces, geometry.starts)
     canonical = np.ascontiguousarray(raw.transpose(geometry.order), dtype=raw.dtype.newbyteorder("="))
     pixels = run.restore(geometry.number, canonical).pixels
     return np.ascontiguousarray(pixels.transpose(np.argsort(geometry.order)))
@@ -161,7 +155,10 @@ def _do(run: Run, geometry: _Geometry, pieces: list[NDArray[Any]]) -> NDArray[An
 def _look(reader: ArrayReader, made: Outline) -> Run:
     """Measure the channels and warn of what they are. Raises InputError for pixels that the settings refuse."""
     settings, channels, methods = made.settings, made.channels, made.methods
-    ranges, notes, estimates = survey_channels(reader, settings, channels, methods, made.percentiles, None)
+    try:
+        ranges, notes, estimates = survey_channels(reader, settings, channels, methods, made.percentiles, None)
+    finally:
+        reader.close()
     check_background(settings, ranges, reader.info)
     for note in dict.fromkeys([*notes, *(note for method in methods for note in method.notes)]):
         warnings.warn(note, MrbcrWarning, stacklevel=4)
@@ -180,20 +177,6 @@ def _stored(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     for value, axis in zip(values, order, strict=True):
         placed[axis] = value
     return tuple(placed)
-
-
-def _chunks_under(array: Any, region: Sequence[slice]) -> tuple[list[Any], list[tuple[int, ...]]]:
-    """Keys of the chunks that a region meets, and where in the array each begins."""
-    along = []
-    for sizes, part in zip(array.chunks, region, strict=True):
-        ends = np.cumsum(sizes)
-        first, last = (int(np.searchsorted(ends, at, side="right")) for at in (part.start, part.stop - 1))
-        along.append([(k, int(ends[k]) - sizes[k]) for k in range(first, last + 1) if sizes[k]])
-    found = list(itertools.product(*along))
-    return (
-        [(array.name, *(index for index, _ in chunk)) for chunk in found],
-        [tuple(start for _, start in chunk) for chunk in found],
-    )
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.axes import canonical_order, format_shape, parse_axes
 from mrbcr_cli.images.base import ImageInfo, Region
+from mrbcr_cli.images.chunked import ChunkedArray
 from mrbcr_cli.images.tiff import check_region
 
 LABEL = "array"
@@ -45,7 +46,7 @@ class ArrayReader:
         shape = _checked_shape(array)
         stored = _stored_axes(shape, axes, array.dtype)
         ordered = canonical_order(stored)
-        self._array = array
+        self._array = ChunkedArray(array) if is_dask(array) else array
         self._order = tuple(stored.index(axis) for axis in ordered)
         sizes = _pixel_sizes(pixel_um)
         self.info = ImageInfo(
@@ -61,15 +62,14 @@ class ArrayReader:
         )
 
     def read(self, region: Region) -> NDArray[Any]:
-        """Return the pixels of `region`, in canonical axes; those of a dask array are computed in this thread."""
+        """Return the pixels of `region`, in canonical axes; those of a dask array are computed chunk by chunk, here."""
         check_region(region, self.info.shape)
         stored = [slice(0, 0)] * len(region)
         for part, axis in zip(region, self._order, strict=True):
             stored[axis] = part
-        part = self._array[tuple(stored)]
-        if is_dask(part):
-            part = part.compute(scheduler="synchronous")
-        return self.canonical(np.asarray(part))
+        if isinstance(self._array, ChunkedArray):
+            return self.canonical(self._array.read(stored))
+        return self.canonical(np.asarray(self._array[tuple(stored)]))
 
     def canonical(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Pixels in the order of the array's own axes, brought into canonical order and native bytes."""
@@ -90,7 +90,9 @@ class ArrayReader:
         return hashlib.sha256(f"mrbcr array 1|{info.stored_axes}|{info.shape}|{info.dtype}".encode()).hexdigest()
 
     def close(self) -> None:
-        """The array is its owner's."""
+        """Let go of chunks that are kept; the array is its owner's."""
+        if isinstance(self._array, ChunkedArray):
+            self._array.forget()
 
 
 def _checked_shape(array: Any) -> tuple[int, ...]:

@@ -10,10 +10,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import itertools
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +22,9 @@ from numpy.typing import NDArray
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.axes import AxisReading, canonical_order, format_shape, interpret_axes
 from mrbcr_cli.images.base import ImageInfo, Region
+from mrbcr_cli.images.chunked import ChunkedArray
 from mrbcr_cli.images.tiff import check_region, hash_file
 
-CACHE_BYTES = 256 * 2**20
 LARGEST_CHUNK_BYTES = 2**30
 """A plane or tile above this is refused, as in TIFF: it would have to be decoded whole."""
 
@@ -109,19 +106,18 @@ class ForeignReader:
         if kind.plugin == "bioio_nd2":
             uncalibrated, said = _nd2_facts(path)
             notes += said
-        self._data, letters = _singles_dropped(data, path)
-        reading = interpret_axes(letters, self._data.shape, path=str(path), user=axes, split_rgb=split_rgb, guess=False)
-        self._letters = _without_samples(reading, self._data.shape, path)
+        pixels, letters = _singles_dropped(data, path)
+        self._pixels = ChunkedArray(pixels)
+        reading = interpret_axes(letters, pixels.shape, path=str(path), user=axes, split_rgb=split_rgb, guess=False)
+        self._letters = _without_samples(reading, pixels.shape, path)
         self._path, self._kind = path, kind
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, ...], NDArray[Any]] = OrderedDict()
         scale = {axis: size for axis, size in _scale(reader).items() if axis not in uncalibrated}
         self.info = self._describe(reader, scale, index, scenes, (*notes, *reading.notes))
 
     def _describe(
         self, reader: Any, scale: dict[str, float], index: int, scenes: int, notes: tuple[str, ...]
     ) -> ImageInfo:
-        data, letters = self._data, self._letters
+        data, letters = self._pixels.data, self._letters
         dtype = np.dtype(data.dtype)
         if dtype.kind not in "iuf" or dtype.itemsize > 8:
             raise InputError(f"{self._path}: pixels of type {dtype} cannot be deconvolved; convert them to integers")
@@ -162,43 +158,18 @@ class ForeignReader:
         check_region(region, self.info.shape)
         bounds = dict(zip(self.info.axes, region, strict=True))
         wanted = [bounds.get(letter, slice(0, 1)) for letter in self._letters]
-        out = np.empty([part.stop - part.start for part in wanted], self.info.dtype)
-        for number in _numbers_under(self._data.chunks, wanted):
-            chunk = self._chunk(number)
-            into, out_of = [], []
-            for k, part in enumerate(wanted):
-                at = sum(self._data.chunks[k][: number[k]])
-                low, high = max(at, part.start), min(at + chunk.shape[k], part.stop)
-                into.append(slice(low - part.start, high - part.start))
-                out_of.append(slice(low - at, high - at))
-            out[tuple(into)] = chunk[tuple(out_of)]
+        try:
+            out = self._pixels.read(wanted)
+        except MemoryError:
+            raise
+        except Exception as error:  # as when it is opened
+            raise InputError(
+                f"{self._path}: a plane is damaged or cannot be decoded ({_reason(error)}); restore the file"
+            ) from error
         kept = tuple(slice(None) if letter != "-" else 0 for letter in self._letters)
         letters = [letter for letter in self._letters if letter != "-"]
-        return np.ascontiguousarray(out[kept].transpose([letters.index(axis) for axis in self.info.axes]))
-
-    def _chunk(self, number: tuple[int, ...]) -> NDArray[Any]:
-        with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-            starts = [sum(sizes[:k]) for sizes, k in zip(self._data.chunks, number, strict=True)]
-            expected = tuple(sizes[k] for sizes, k in zip(self._data.chunks, number, strict=True))
-            place = tuple(slice(at, at + size) for at, size in zip(starts, expected, strict=True))
-            try:
-                # By a slice: that of its blocks forgets to open the file again (resource_backed_dask_array).
-                chunk = np.asarray(self._data[place].compute(scheduler="synchronous"))
-                if chunk.shape != expected:
-                    raise ValueError(f"{format_shape(chunk.shape)} pixels where {format_shape(expected)} were stated")
-            except MemoryError:
-                raise
-            except Exception as error:  # as when it is opened
-                raise InputError(
-                    f"{self._path}: a plane is damaged or cannot be decoded ({_reason(error)}); restore the file"
-                ) from error
-            self._kept[number] = chunk
-            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE_BYTES:
-                self._kept.popitem(last=False)
-            return chunk
+        canonical = out[kept].transpose([letters.index(axis) for axis in self.info.axes])
+        return np.ascontiguousarray(canonical, dtype=self.info.dtype)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of how the file is read and of its contents: all of them up to 64 MiB, else samples."""
@@ -209,8 +180,7 @@ class ForeignReader:
 
     def close(self) -> None:
         """Let go of what was decoded; the libraries open the file for each chunk."""
-        with self._lock:
-            self._kept.clear()
+        self._pixels.forget()
 
 
 @functools.cache
@@ -311,16 +281,6 @@ def _ome_xml(reader: Any) -> tuple[str | None, tuple[str, ...]]:
         return None, ()
     except Exception as error:
         return None, (f"its metadata could not be turned into OME-XML ({_reason(error)}) and are not kept",)
-
-
-def _numbers_under(chunks: Sequence[Sequence[int]], region: Sequence[slice]) -> list[tuple[int, ...]]:
-    """Numbers of the chunks that a region meets."""
-    along = []
-    for sizes, part in zip(chunks, region, strict=True):
-        ends = np.cumsum(sizes)
-        first, last = (int(np.searchsorted(ends, at, side="right")) for at in (part.start, part.stop - 1))
-        along.append(range(first, last + 1))
-    return list(itertools.product(*along))
 
 
 def _reason(error: Exception) -> str:
