@@ -8,6 +8,7 @@ spectra of the whole channels are a task of its graph.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.errors import DomainWarning, InputError, MrbcrWarning
 from mrbcr_cli.images.array import LABEL, ArrayReader
-from mrbcr_cli.images.chunked import chunks_under, put_together
+from mrbcr_cli.images.chunked import chunks_along, chunks_under, put_together
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.plan import Outline, check_background, outline
 from mrbcr_cli.settings import DeconvolveSettings
@@ -31,6 +32,7 @@ from mrbcr_cli.survey import outside_domain, survey_channels
 Progress = Callable[[int, int], object]
 """Called with how many blocks are done, and how many there are."""
 
+Chunks = tuple[tuple[int, ...], ...]
 SAID_FROM = 0.001
 """Share of clipped pixels from which there is a warning; of lazy arrays nobody counts them."""
 
@@ -38,8 +40,11 @@ SAID_FROM = 0.001
 class Run:
     """An array whose pixels have been looked at: all that its blocks need. Opaque to dask, as ArrayReader is."""
 
-    def __init__(self, made: Outline, ranges: tuple[IntensityRange, ...]) -> None:
-        self.made, self.ranges = made, ranges
+    def __init__(
+        self, made: Outline, ranges: tuple[IntensityRange, ...], order: tuple[int, ...], chunks: Chunks
+    ) -> None:
+        """`order`: of the canonical axes in the array; `chunks`: those of a dask array, along its own axes."""
+        self.made, self.ranges, self.order, self.chunks = made, ranges, order, chunks
 
     def restore(self, number: int, raw: NDArray[Any]) -> RestoredBlock:
         """Deconvolve block `number`, read with its halo, in canonical axes."""
@@ -112,13 +117,15 @@ def deconvolve_lazily(reader: ArrayReader, array: Any, settings: DeconvolveSetti
     grid, order = made.grid, reader.order
     token = tokenize(array.name, reader.fingerprint(), settings.model_dump_json(), str(grid.to_dict()), _facts(made))
     name, looked = f"mrbcr-{token}", f"mrbcr-look-{token}"
-    graph: dict[Any, Any] = {looked: (functools.partial(_look, reader, made),)}
+    graph: dict[Any, Any] = {looked: (functools.partial(_look, reader, made, array.chunks),)}
+    along = functools.cache(
+        lambda axis, start, stop: [k for k, _ in chunks_along(array.chunks[axis], slice(start, stop))]
+    )
     for number, position in enumerate(np.ndindex(*grid.counts)):
-        stored = _stored(grid.block(number).read, order)
-        under = chunks_under(array.chunks, stored)
-        geometry = _Geometry(number, order, stored, [start for _, start in under])
-        keys = [(array.name, *chunk) for chunk, _ in under]
-        graph[(name, *_stored(position, order))] = (_do, looked, geometry, keys)
+        parts = enumerate(_stored(grid.block(number).read, order))
+        numbers = itertools.product(*(along(axis, part.start, part.stop) for axis, part in parts))
+        keys = [(array.name, *chunk) for chunk in numbers]
+        graph[(name, *_stored(position, order))] = (_do, looked, number, keys)
     steps = [
         tuple(min(step, size - at) for at in range(0, size, step))
         for size, step in zip(grid.shape, grid.block_shape, strict=True)
@@ -135,24 +142,16 @@ def deconvolve_lazily(reader: ArrayReader, array: Any, settings: DeconvolveSetti
     return result.rechunk(tuple(wanted))
 
 
-class _Geometry:
-    """Where the pieces of a block's pixels lie; opaque to dask."""
-
-    def __init__(
-        self, number: int, order: tuple[int, ...], stored: tuple[slice, ...], starts: list[tuple[int, ...]]
-    ) -> None:
-        self.number, self.order, self.stored, self.starts = number, order, stored, starts
-
-
-def _do(run: Run, geometry: _Geometry, pieces: list[NDArray[Any]]) -> NDArray[Any]:
+def _do(run: Run, number: int, pieces: list[NDArray[Any]]) -> NDArray[Any]:
     """Task of a block: put its pixels together from the chunks under it, and deconvolve them."""
-    raw = put_together(geometry.stored, pieces, geometry.starts)
-    canonical = np.ascontiguousarray(raw.transpose(geometry.order), dtype=raw.dtype.newbyteorder("="))
-    pixels = run.restore(geometry.number, canonical).pixels
-    return np.ascontiguousarray(pixels.transpose(np.argsort(geometry.order)))
+    region = _stored(run.made.grid.block(number).read, run.order)
+    starts = [start for _, start in chunks_under(run.chunks, region)]
+    raw = put_together(region, pieces, starts).transpose(run.order)
+    pixels = run.restore(number, np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("="))).pixels
+    return np.ascontiguousarray(pixels.transpose(np.argsort(run.order)))
 
 
-def _look(reader: ArrayReader, made: Outline) -> Run:
+def _look(reader: ArrayReader, made: Outline, chunks: Chunks = ()) -> Run:
     """Measure the channels and warn of what they are. Raises InputError for pixels that the settings refuse."""
     settings, channels, methods = made.settings, made.channels, made.methods
     try:
@@ -164,7 +163,7 @@ def _look(reader: ArrayReader, made: Outline) -> Run:
         warnings.warn(note, MrbcrWarning, stacklevel=4)
     for text in outside_domain(channels, methods, estimates):
         warnings.warn(text, DomainWarning, stacklevel=4)
-    return Run(made, ranges)
+    return Run(made, ranges, reader.order, chunks)
 
 
 def _facts(made: Outline) -> str:

@@ -21,14 +21,16 @@ Number = tuple[int, ...]
 """Of a chunk, along each axis."""
 
 
+def chunks_along(sizes: Sequence[int], part: slice) -> list[tuple[int, int]]:
+    """Along one axis: numbers of the chunks that a slice meets, and where each begins."""
+    ends = np.cumsum(sizes)
+    first, last = (int(np.searchsorted(ends, at, side="right")) for at in (part.start, part.stop - 1))
+    return [(k, int(ends[k]) - sizes[k]) for k in range(first, last + 1) if sizes[k]]
+
+
 def chunks_under(chunks: Sequence[Sequence[int]], region: Sequence[slice]) -> list[tuple[Number, tuple[int, ...]]]:
     """Numbers of the chunks that a region meets, and where in the array each begins."""
-    along = []
-    for sizes, part in zip(chunks, region, strict=True):
-        ends = np.cumsum(sizes)
-        first, last = (int(np.searchsorted(ends, at, side="right")) for at in (part.start, part.stop - 1))
-        along.append([(k, int(ends[k]) - sizes[k]) for k in range(first, last + 1) if sizes[k]])
-    found = itertools.product(*along)
+    found = itertools.product(*(chunks_along(sizes, part) for sizes, part in zip(chunks, region, strict=True)))
     return [(tuple(k for k, _ in pairs), tuple(start for _, start in pairs)) for pairs in found]
 
 
