@@ -10,12 +10,13 @@ import glob
 from pathlib import Path
 
 from mrbcr_cli.capacity import default_workers
-from mrbcr_cli.console import Reporter, bytes_text
-from mrbcr_cli.deconvolve import deconvolve_file
+from mrbcr_cli.carry_out import deconvolve_file
+from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, MrbcrError
 from mrbcr_cli.finish import Outcome
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
 from mrbcr_cli.places import Place, RemoteError, RemotePath, is_writable, place
+from mrbcr_cli.planned import already_done_text, planned_text
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
@@ -89,7 +90,7 @@ def deconvolve_batch(
                 reporter.error(f"{text}: unexpected {describe(error)}")
             else:
                 outcomes.append(outcome)
-                _report(outcome, reporter)
+                _report(outcome, reporter, dry_run=dry_run)
     if failures:
         raise IncompleteError(f"{failures} of {len(inputs)} inputs failed; run the same command again for these alone")
     return outcomes
@@ -166,14 +167,11 @@ def _source(text: str, settings: DeconvolveSettings) -> SourceSpec:
     return find_source(text, series=settings.series, axes=settings.axes, split_rgb=settings.split_rgb)
 
 
-def _report(outcome: Outcome, reporter: Reporter) -> None:
+def _report(outcome: Outcome, reporter: Reporter, *, dry_run: bool) -> None:
     reporter.event(outcome.status, **{"output": str(outcome.output), **outcome.summary})
     if outcome.status == "planned":
-        plan = outcome.summary
-        reporter.data(
-            f"{outcome.output}: would write {'x'.join(map(str, plan['shape']))} {plan['axes']} {plan['dtype']} "
-            f"in {plan['blocks']} blocks of {'x'.join(map(str, plan['block_shape']))}, "
-            f"{plan['workers']} at a time, about {bytes_text(plan['expected_memory_bytes'])} of memory"
-        )
+        reporter.data(planned_text(outcome.output, outcome.summary))
+    elif dry_run:
+        reporter.data(already_done_text(outcome.output))
     elif outcome.status != "shard":  # whose output is not there yet
         reporter.data(str(outcome.output))

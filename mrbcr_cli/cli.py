@@ -20,6 +20,7 @@ from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
 from mrbcr_cli.cli_info import info
+from mrbcr_cli.cli_schema import schema
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -42,6 +43,7 @@ app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
+app.command()(schema)
 
 
 @app.callback(invoke_without_command=True)

@@ -43,7 +43,8 @@ def deconvolve(
         typer.Argument(
             metavar="INPUT...",
             help="TIFF, OME-TIFF, ImageJ TIFF or OME-Zarr (also at a URL: s3://bucket/in.ome.zarr); a folder or quoted "
-            "glob of TIFF planes is one stack. With several inputs OUTPUT is a folder.",
+            "glob of TIFF planes is one stack. - reads names from stdin, one a line (or find -print0). With several "
+            "inputs OUTPUT is a folder.",
             show_default=False,
         ),
     ],
@@ -213,8 +214,10 @@ def deconvolve(
     tune_allocator()  # before torch takes its first block
     from mrbcr_cli.batch import deconvolve_batch
     from mrbcr_cli.settings import load_settings
+    from mrbcr_cli.stdin_names import expand_names
     from mrbcr_cli.stream.shards import parse_shard
 
     share = None if shard is None else parse_shard(shard, os.environ)
     settings = load_settings(config, options)
-    deconvolve_batch(inputs, output, settings, reporter, command=command_line(), dry_run=dry_run, shard=share)
+    names = expand_names(inputs)
+    deconvolve_batch(names, output, settings, reporter, command=command_line(), dry_run=dry_run, shard=share)

@@ -61,7 +61,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[PREDICTION]...",
-            help="Images to judge, or a folder of them: TIFF, OME-TIFF, OME-Zarr, any axes. Not with --pairs.",
+            help="Images to judge, or a folder of them: TIFF, OME-TIFF, OME-Zarr, any axes; - reads names from stdin. "
+            "Not with --pairs.",
             show_default=False,
         ),
     ] = None,
@@ -152,12 +153,13 @@ def evaluate(
 
     tune_allocator()  # before torch takes its first block
     from mrbcr_cli.evaluation.command import Outputs, run_files, run_pairs
+    from mrbcr_cli.stdin_names import expand_names
 
     count = 8 if figure_count is None else figure_count
     outputs = Outputs(output, csv, report, figures, count, overwrite)
     if pairs is None:
         run_files(
-            *(predictions or [], truth or [], input_ or [], outputs, reporter),
+            *(expand_names(predictions or []), truth or [], input_ or [], outputs, reporter),
             per=per or "image",
             axes=axes,
             seed=seed,

@@ -15,7 +15,10 @@ from mrbcr_cli.errors import IncompleteError, MrbcrError
 
 
 def info(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Image to describe.", show_default=False)],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Image to describe; - reads names from stdin.", show_default=False),
+    ],
     axes: Axes = None,
     series: Series = None,
     split_rgb: SplitRgb = None,
@@ -35,11 +38,13 @@ def info(
     """Show an image's axes, sizes, chunks and metadata; with --plan what deconvolving it would take."""
     from mrbcr_cli.describe import describe_image, print_description
     from mrbcr_cli.settings import load_settings
+    from mrbcr_cli.stdin_names import expand_names
 
     given = {"axes": axes, "series": series, "split_rgb": split_rgb, "model": model, "tile_size": tile_size}
     options = {name: value for name, value in {**given, "workers": workers}.items() if value is not None}
     settings, reporter = load_settings(None, options), Reporter()
     failed: list[MrbcrError] = []
+    files = expand_names(files)
     for name in files:
         try:
             facts = describe_image(name, settings, plan=plan or measure, measure=measure, say=reporter.info)

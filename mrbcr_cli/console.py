@@ -7,6 +7,7 @@ parts of the tool never print: they are handed a Reporter.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 HEARTBEAT_S = 30.0
+EVENT_SCHEMA = 1
+"""Version of the events (`events.py`): it changes when a field is taken away or means something else."""
 
 
 class Reporter:
@@ -50,9 +53,10 @@ class Reporter:
         print(f"error: {plain(text)}", file=self._err, flush=True)
 
     def event(self, kind: str, **values: Any) -> None:
-        """One JSON object on a line of stdout, with --json only."""
+        """One JSON object on a line of stdout, with --json only; `events.py` has all kinds and their fields."""
         if self.as_json:
-            print(json.dumps({"event": kind, **values}, default=str), file=self._out, flush=True)
+            told = _json_able({"event": kind, "schema": EVENT_SCHEMA, **values})
+            print(json.dumps(told, default=str, allow_nan=False), file=self._out, flush=True)
 
     def data(self, text: str) -> None:
         """A line on stdout for scripts (the path of a finished output); --json has its own events instead."""
@@ -72,6 +76,15 @@ class Reporter:
             yield beat
             if beat.done > done:
                 beat.finish()
+
+
+def _json_able(value: Any) -> Any:
+    """Numbers that JSON does not have (NaN, infinity) become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _json_able(inner) for key, inner in value.items()}
+    return [_json_able(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 class Progress:

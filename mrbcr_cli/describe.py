@@ -35,7 +35,7 @@ def describe_image(
     finally:
         reader.close()
     if plan:
-        from mrbcr_cli.deconvolve import describe_plan
+        from mrbcr_cli.carry_out import describe_plan
 
         made = make_plan(source, settings, "ome-zarr")
         tried = []

@@ -35,3 +35,11 @@ class InterruptedRunError(MrbcrError):
     """The run was interrupted by a signal and can be resumed (exit 75, EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+class MrbcrWarning(UserWarning):
+    """What a user of the Python functions must see and may filter; the command line prints it."""
+
+
+class DomainWarning(MrbcrWarning):
+    """The image lies outside the domain that its model was made for."""

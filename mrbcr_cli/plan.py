@@ -8,32 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mrbcr_cli.capacity import BASE_BYTES, Needs, Share, choose_grid, share_out
-from mrbcr_cli.domain import DomainEstimate, Windows, check_domain, estimate_domain
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
-from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec, Region
-from mrbcr_cli.intensity import IntensityRange, survey_channel, with_guide
+from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec
+from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.measure import with_measured
 from mrbcr_cli.methods import ChannelMethod, here, plan_methods
-from mrbcr_cli.precision import with_precision_error
-from mrbcr_cli.restore import NetworkSpec
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.engine import method_for
+from mrbcr_cli.survey import outside_domain, sample_plane, survey_channels
 
 FINGERPRINT_FORMAT = 1
 
-_LARGEST_SAMPLE_PX = 2048
 _MOST = {"T": 1_000_000, "C": 4096, "Z": 1_000_000}
 """Time points, channels and planes are listed one by one; an image that claims more of them is damaged."""
 
@@ -88,6 +83,36 @@ class Plan:
         return total / 1e6
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What of a plan needs no pixel: methods (but for those that measure their PSF or balance), blocks, dtype."""
+
+    settings: DeconvolveSettings
+    dtype: np.dtype[Any]
+    channels: tuple[int, ...]
+    methods: tuple[ChannelMethod, ...]
+    percentiles: tuple[tuple[float, float], ...]
+    needs: Needs
+    grid: Grid
+    share: Share
+
+
+def outline(reader: ImageReader, settings: DeconvolveSettings, output_format: OutputFormat) -> Outline:
+    """Decide all that the ranges play no part in. Raises InputError for what cannot be done."""
+    info = reader.info
+    settings, preferred_px = with_measured(settings)
+    dtype = _output_dtype(info, settings, output_format)
+    picks, offset, shape = _selection(info, settings)
+    channels = picks.get("C", (0,))
+    methods = plan_methods(settings, info, channels, lambda t, c, z: sample_plane(reader, settings, t, c, z))
+    percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
+    specs = dict.fromkeys(m.spec if settings.kind == "threads" else here(m.spec) for m in methods)
+    needs = Needs.of([method_for(spec) for spec in specs])
+    grid = choose_grid(settings, info, needs, shape, offset, picks, preferred_px)
+    share = share_out(settings, info, needs, grid)
+    return Outline(settings, dtype, channels, methods, percentiles, needs, grid, share)
+
+
 def make_plan(
     source: SourceSpec,
     settings: DeconvolveSettings,
@@ -114,30 +139,23 @@ def _plan(
     known_ranges: tuple[IntensityRange, ...] | None,
 ) -> Plan:
     info = reader.info
-    settings, preferred_px = with_measured(settings)
-    dtype = _output_dtype(info, settings, output_format)
-    picks, offset, shape = _selection(info, settings)
-    channels = picks.get("C", (0,))
-    methods = plan_methods(settings, info, channels, lambda t, c, z: _sample_plane(reader, settings, t, c, z))
-    percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
-    ranges, notes, estimates = _ranges(reader, settings, channels, methods, percentiles, known_ranges)
-    _check_background(settings, ranges, info)
-    specs = dict.fromkeys(m.spec if settings.kind == "threads" else here(m.spec) for m in methods)
-    needs = Needs.of([method_for(spec) for spec in specs])
-    grid = choose_grid(settings, info, needs, shape, offset, picks, preferred_px)
+    made = outline(reader, settings, output_format)
+    settings, grid, channels, methods = made.settings, made.grid, made.channels, made.methods
+    ranges, notes, estimates = survey_channels(reader, settings, channels, methods, made.percentiles, known_ranges)
+    check_background(settings, ranges, info)
     input_fingerprint = reader.fingerprint()
     identity = {
         "format": FINGERPRINT_FORMAT,
         "input": input_fingerprint,
         "axes": info.axes,
-        "shape": list(shape),
-        "offset": list(offset),
-        "picks": {axis: list(p) for axis, p in picks.items()},
+        "shape": list(grid.shape),
+        "offset": list(grid.offset),
+        "picks": {axis: list(p) for axis, p in grid.picks.items()},
         "methods": [m.fingerprint for m in methods],
-        "range": list(settings.range) if settings.range else {"percentiles": [list(p) for p in percentiles]},
+        "range": list(settings.range) if settings.range else {"percentiles": [list(p) for p in made.percentiles]},
         # A run that refuses and one that zeroes differ only where the first one stops.
         "keeps_nan": settings.nan_policy == "keep",
-        "dtype": dtype.name,
+        "dtype": made.dtype.name,
         "output_format": output_format,
         "compression": settings.compression if output_format == "ome-tiff" else None,
     }
@@ -145,18 +163,18 @@ def _plan(
     return Plan(
         source=source,
         info=info,
-        spec=_output_spec(source, info, shape, dtype, channels),
+        spec=_output_spec(source, info, grid.shape, made.dtype, channels),
         grid=grid,
         channels=channels,
         methods=methods,
         ranges=ranges,
         input_fingerprint=input_fingerprint,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        needs=needs,
-        share=share_out(settings, info, needs, grid),
+        needs=made.needs,
+        share=made.share,
         notes=tuple(dict.fromkeys(said)),
         domain=tuple(e if e is None else e.to_dict() for e in estimates),
-        warnings=_outside_domain(channels, methods, estimates),
+        warnings=outside_domain(channels, methods, estimates),
     )
 
 
@@ -232,117 +250,13 @@ def _indices(text: str, option: str, length: int, info: ImageInfo) -> list[int]:
     return found
 
 
-def _ranges(
-    reader: ImageReader,
-    settings: DeconvolveSettings,
-    channels: tuple[int, ...],
-    methods: tuple[ChannelMethod, ...],
-    percentiles: tuple[tuple[float, float], ...],
-    known: tuple[IntensityRange, ...] | None,
-) -> tuple[tuple[IntensityRange, ...], list[str], tuple[DomainEstimate | None, ...]]:
-    """Return each channel's range, from --range, an earlier run or a survey, and what the user must know of it.
-
-    Channels to be judged get an estimate of what they are, those of guided networks their spectrum, those in reduced
-    precision what it costs, from the pixels of the survey; nothing is read twice.
-    """
-    if known is not None and len(known) == len(channels):
-        return known, [], ()  # the earlier run judged them
-    info, notes, ranges = reader.info, [], []
-    estimates: list[DomainEstimate | None] = []
-    shape = (info.size("T"), info.size("Z"), info.size("Y"), info.size("X"))
-    for channel, method, low_high in zip(channels, methods, percentiles, strict=True):
-        judge = settings.domain_check and bool(method.limits)
-        probed = isinstance(method.spec, NetworkSpec) and method.spec.precision != "fp32"
-        looked_at = judge or method.guided or probed
-        if settings.range is not None and info.dtype.kind != "f" and not looked_at:
-            ranges.append(IntensityRange(*settings.range))
-            estimates.append(None)
-            continue
-        seen = Windows() if looked_at else None
-        survey = survey_channel(shape, _channel_reader(reader, channel, seen), low_high)
-        if survey.non_finite and settings.nan_policy == "refuse":
-            raise _not_finite(info, survey.non_finite, survey.looked_at)
-        estimates.append(estimate_domain(seen.planes) if seen is not None and judge else None)
-        found = survey.range
-        if settings.range is not None:  # surveyed for NaN, domain and spectrum alone
-            found = IntensityRange(*settings.range)
-        else:
-            notes += [f"channel {channel}: {note}" for note in survey.notes]
-        if seen is not None and method.guided:
-            found = with_guide(found, seen.planes)
-        if seen is not None and isinstance(method.spec, NetworkSpec) and probed:
-            found, said = with_precision_error(found, method.spec, seen.planes)
-            notes += [] if said is None else [f"channel {channel}: {said}"]
-        ranges.append(found)
-    return tuple(ranges), notes, tuple(estimates)
-
-
-def _channel_reader(
-    reader: ImageReader, channel: int, seen: Windows | None
-) -> Callable[[tuple[slice, slice, slice, slice]], NDArray[Any]]:
-    """Return what reads (t, z, y, x) regions of one plane each of a channel, keeping them in `seen`."""
-
-    def read(region: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
-        by_axis = {"C": slice(channel, channel + 1), **dict(zip("TZYX", region, strict=True))}
-        pixels = reader.read(full_region(reader.info, by_axis))
-        if seen is not None:
-            seen.keep(pixels.reshape(pixels.shape[-2:]))
-        return pixels
-
-    return read
-
-
-def _outside_domain(
-    channels: tuple[int, ...], methods: tuple[ChannelMethod, ...], estimates: tuple[DomainEstimate | None, ...]
-) -> tuple[str, ...]:
-    """Say of each channel that was judged in what it lies outside the limits of its model."""
-    return tuple(
-        f"channel {channel}: {text}"
-        for channel, method, estimate in zip_longest(channels, methods, estimates)
-        if estimate is not None
-        for text in check_domain(estimate, method.limits or {})
-    )
-
-
-def _check_background(settings: DeconvolveSettings, ranges: tuple[IntensityRange, ...], info: ImageInfo) -> None:
+def check_background(settings: DeconvolveSettings, ranges: tuple[IntensityRange, ...], info: ImageInfo) -> None:
     highest = max(r.high for r in ranges)
     if settings.method != "network" and settings.background >= highest:
         raise InputError(
             f"--background {settings.background:g}: lies above nearly all of {info.path} ({highest:g}); "
             "it is the light that the specimen did not emit"
         )
-
-
-def full_region(info: ImageInfo, by_axis: dict[str, slice]) -> Region:
-    """Return a region in the image's axes from slices by letter; axes not named are taken whole."""
-    return tuple(by_axis.get(axis, slice(0, size)) for axis, size in zip(info.axes, info.shape, strict=True))
-
-
-def _sample_plane(reader: ImageReader, settings: DeconvolveSettings, t: int, c: int, z: int) -> NDArray[Any]:
-    """The middle of one plane, at most 2,048 px wide: enough for a spectrum, bounded for any image.
-
-    Non-finite pixels are 0 there, or refused, as the user's policy says. Raises InputError.
-    """
-    info = reader.info
-    by_axis = {"T": slice(t, t + 1), "C": slice(c, c + 1), "Z": slice(z, z + 1)}
-    for axis in "YX":
-        size = info.size(axis)
-        start = max((size - _LARGEST_SAMPLE_PX) // 2, 0)
-        by_axis[axis] = slice(start, min(start + _LARGEST_SAMPLE_PX, size))
-    plane = reader.read(full_region(info, by_axis))
-    plane = plane.reshape(plane.shape[-2:])
-    if plane.dtype.kind == "f" and not np.isfinite(plane).all():
-        if settings.nan_policy == "refuse":
-            raise _not_finite(info, int((~np.isfinite(plane)).sum()), plane.size)
-        plane = np.nan_to_num(plane, nan=0.0, posinf=0.0, neginf=0.0)
-    return plane
-
-
-def _not_finite(info: ImageInfo, count: int, looked_at: int) -> InputError:
-    return InputError(
-        f"{info.path}: {count} of {looked_at} pixels looked at are NaN or infinite; "
-        "use --nan-policy zero or keep to go on"
-    )
 
 
 def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: str) -> dict[str, Any]:

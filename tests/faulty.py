@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mrbcr_cli import deconvolve as carried_out
+from mrbcr_cli import carry_out as carried_out
 from mrbcr_cli.stream.engine import Job
 
 Kind = Literal["kill", "hang", "raise", "memory", "none"]

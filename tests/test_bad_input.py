@@ -61,17 +61,21 @@ def test_truncated_tiff(tmp_path: Path, weights: Path, capsys: pytest.CaptureFix
     assert "cut.tif" in refused(capsys, tmp_path / "o.ome.zarr", tmp_path / "cut.tif", "-m", weights)
 
 
-@pytest.mark.parametrize("suffix", [".czi", ".dv", ".nd2", ".lif"])
+@pytest.mark.parametrize("suffix", [".czi", ".dv", ".nd2", ".lif", ".ims", ".oir"])
 def test_foreign_formats(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     (tmp_path / f"a{suffix}").write_bytes(b"x" * 100)
     assert "bioformats2raw" in refused(capsys, tmp_path / "o.ome.zarr", tmp_path / f"a{suffix}", "-m", weights)
 
 
-def test_real_foreign_files(shared: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("toxo.dv", "xyz__multiple_images.czi"):
-        assert "bioformats2raw" in refused(
-            capsys, tmp_path / "o.ome.zarr", shared / "data" / "io" / name, "-m", weights
-        )
+def test_foreign_formats_without_the_extra(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for suffix, name in ((".czi", "Zeiss CZI"), (".nd2", "Nikon ND2"), (".lif", "Leica LIF"), (".dv", "DeltaVision")):
+        (tmp_path / f"a{suffix}").write_bytes(b"x" * 100)
+        said = refused(capsys, tmp_path / "o.ome.zarr", tmp_path / f"a{suffix}", "-m", weights)
+        assert f"reading {name} needs an extra: pip install 'mrbcr[formats]'" in said
+        assert f"bioformats2raw a{suffix} a.zarr" in said
 
 
 def test_rgb(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

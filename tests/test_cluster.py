@@ -191,7 +191,7 @@ def test_a_block_of_a_run_that_is_over_is_not_written(tmp_path: Path, case: tupl
     jobs: list[Any] = []
     with fault("none", 0, None), pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "mrbcr_cli.deconvolve.drive", lambda _, job, *__: jobs.append(job) or DriveResult(interrupted=True)
+            "mrbcr_cli.carry_out.drive", lambda _, job, *__: jobs.append(job) or DriveResult(interrupted=True)
         )
         assert deconvolve(case[0], "-o", tmp_path / "o.ome.zarr", "-m", case[1], "-q") == 75
     guard = tmp_path / "guard"

@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from mrbcr_cli import deconvolve as deconvolve_module
+from mrbcr_cli import carry_out as deconvolve_module
 from mrbcr_cli.cli import run
 from mrbcr_cli.domain import DomainEstimate, Windows, check_domain, choose_tiles, estimate_domain
 from mrbcr_cli.errors import InputError
@@ -260,7 +260,7 @@ def test_a_resumed_run_warns_again_without_looking_again(
         patched.setattr(deconvolve_module, "complete", full)
         assert deconvolve(*arguments) == 3
     first = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    monkeypatch.setattr("mrbcr_cli.plan.estimate_domain", full)
+    monkeypatch.setattr("mrbcr_cli.survey.estimate_domain", full)
     assert deconvolve(*arguments) == 0
     again = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert again == first and len(first) == 1

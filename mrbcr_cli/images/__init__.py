@@ -13,6 +13,7 @@ from typing import Literal
 
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.images.base import ImageReader
+from mrbcr_cli.images.foreign import FORMATS, find_foreign, open_foreign
 from mrbcr_cli.places import Place, RemoteError, RemotePath, place
 
 OutputFormat = Literal["ome-zarr", "ome-zarr-0.4", "ome-tiff"]
@@ -20,11 +21,7 @@ OutputFormat = Literal["ome-zarr", "ome-zarr-0.4", "ome-tiff"]
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8")
 SUFFIX_OF = {"ome-zarr": ".ome.zarr", "ome-zarr-0.4": ".ome.zarr", "ome-tiff": ".ome.tif"}
 
-_FOREIGN = {
-    ".czi": "Zeiss CZI",
-    ".lif": "Leica LIF",
-    ".nd2": "Nikon ND2",
-    ".dv": "DeltaVision",
+_CONVERTED = {
     ".oib": "Olympus OIB",
     ".oif": "Olympus OIF",
     ".vsi": "Olympus VSI",
@@ -62,7 +59,7 @@ class SourceSpec:
         text = self.label.rstrip("/")
         name = (Path(text).parent if glob.has_magic(Path(text).name) else Path(text)).name or "image"
         lower = name.lower()
-        for suffix in (".ome.zarr", ".zarr", *(".ome" + s for s in TIFF_SUFFIXES), *TIFF_SUFFIXES):
+        for suffix in (".ome.zarr", ".zarr", *(".ome" + s for s in TIFF_SUFFIXES), *TIFF_SUFFIXES, *FORMATS):
             if lower.endswith(suffix) and len(name) > len(suffix):
                 return name[: -len(suffix)]
         return name
@@ -98,6 +95,7 @@ def find_source(
             )
         return SourceSpec(names, text, True, series, axes, split_rgb)
     _refuse_foreign(path)
+    find_foreign(path)
     return SourceSpec((text,), text, False, series, axes, split_rgb)
 
 
@@ -115,6 +113,8 @@ def open_source(source: SourceSpec) -> ImageReader:
             return open_omezarr(path, series=source.series, axes=source.axes)
         except RemoteError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.suffix.lower() in FORMATS:
+        return open_foreign(path, series=source.series, axes=source.axes, split_rgb=source.split_rgb)
     from mrbcr_cli.images.tiff import open_tiff
 
     return open_tiff(path, series=source.series, axes=source.axes, split_rgb=source.split_rgb)
@@ -154,6 +154,8 @@ def _check_remote(path: RemotePath) -> None:
     if path.name.lower().endswith(TIFF_SUFFIXES) or glob.has_magic(path.name):
         raise InputError(f"{path}: of URLs only OME-Zarr is read; copy TIFF files to a disk first, or convert them")
     _refuse_foreign(path)
+    if path.suffix.lower() in FORMATS:
+        raise InputError(f"{path}: {FORMATS[path.suffix.lower()].name} is read from disks alone; copy it to one first")
     if is_zarr(path):
         return
     try:
@@ -166,7 +168,7 @@ def _check_remote(path: RemotePath) -> None:
 
 
 def _refuse_foreign(path: Place) -> None:
-    kind = _FOREIGN.get(path.suffix.lower())
+    kind = _CONVERTED.get(path.suffix.lower())
     if kind is not None:
         raise InputError(
             f"{path}: {kind} files are not read directly; convert it first: bioformats2raw {path.name} {path.stem}.zarr"

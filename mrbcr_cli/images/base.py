@@ -38,7 +38,8 @@ class ImageInfo:
 
     path: str
     format: str
-    """ "tiff", "ome-tiff", "imagej-tiff", "planes" (several TIFF files), "ome-zarr-0.4" or "ome-zarr-0.5"."""
+    """ "tiff", "ome-tiff", "imagej-tiff", "planes" (several TIFF files), "ome-zarr-0.4", "ome-zarr-0.5", "czi", "nd2",
+    "lif", "dv", or "array" (in memory)."""
     axes: str
     """Canonical: a subset of TCZYX, always ending in YX. Axes of length 1 that the file names are kept."""
     shape: tuple[int, ...]

@@ -99,25 +99,28 @@ def run_block(job: Job, number: int) -> BlockRecord:
     block = job.grid.block(number)
     started = time.perf_counter()
     raw = _workplace.reader(job).read(block.read)
+    read_done = time.perf_counter()
     channel = block.core[job.grid.axes.index("C")].start if "C" in job.grid.axes else 0
     method = method_for(job.methods[channel])
-    values, shift, bad = _prepare(raw, job, block, job.ranges[channel].low if method.affine else 0.0)
-    intensity = job.ranges[channel].shifted(-shift)
-    read_done = time.perf_counter()
-    restored = method.restore(_to_zyx(values, job.grid.axes), intensity, _zyx_borders(block, job.grid.axes))
-    restored = restored.reshape(values.shape)
-    kept, clipped = to_dtype(restored[block.crop], np.dtype(job.dtype), shift)
-    if bad is not None and job.nan_policy == "keep":
-        kept[bad[block.crop]] = raw[block.crop][bad[block.crop]]
+    restored = restore_block(
+        raw,
+        block,
+        axes=job.grid.axes,
+        method=method,
+        intensity=job.ranges[channel],
+        dtype=np.dtype(job.dtype),
+        nan_policy=job.nan_policy,
+        label=job.source.label,
+    )
     compute_done = time.perf_counter()
     if job.guard is not None and not Path(job.guard).exists():
         raise AbandonedError(f"block {number}: the run that wanted it is over")
-    checksum = _workplace.store(job).write(block.core, kept)
+    checksum = _workplace.store(job).write(block.core, restored.pixels)
     return BlockRecord(
         block=number,
         checksum=checksum,
-        clipped=clipped,
-        non_finite=0 if bad is None else int(bad[block.crop].sum()),
+        clipped=restored.clipped,
+        non_finite=restored.non_finite,
         seconds={
             "read": round(read_done - started, 4),
             "compute": round(compute_done - read_done, 4),
@@ -125,6 +128,44 @@ def run_block(job: Job, number: int) -> BlockRecord:
         },
         notes=method.take_notes(),
     )
+
+
+@dataclass(frozen=True)
+class RestoredBlock:
+    """The core of a block, deconvolved."""
+
+    pixels: NDArray[Any]
+    """In the block's axes and the dtype of the output."""
+    clipped: int
+    non_finite: int
+    """NaN or infinite pixels of the input."""
+
+
+def restore_block(
+    raw: NDArray[Any],
+    block: Block,
+    *,
+    axes: str,
+    method: Method,
+    intensity: IntensityRange,
+    dtype: np.dtype[Any],
+    nan_policy: NanPolicy,
+    label: str,
+) -> RestoredBlock:
+    """Deconvolve `raw`, the pixels of `block.read` in `axes`, and return those of `block.core` as `dtype`.
+
+    Raises NonFiniteError, naming the image by `label`, where the policy refuses what it holds.
+    """
+    bad = _not_finite(raw, block, axes, nan_policy, label)
+    values, shift = _prepare(raw, bad, intensity.low if method.affine else 0.0)
+    restored = method.restore(_to_zyx(values, axes), intensity.shifted(-shift), _zyx_borders(block, axes))
+    pixels, clipped = to_dtype(restored.reshape(values.shape)[block.crop], dtype, shift)
+    if bad is None:
+        return RestoredBlock(pixels, clipped, 0)
+    bad = bad[block.crop]
+    if nan_policy == "keep":
+        pixels[bad] = raw[block.crop][bad]
+    return RestoredBlock(pixels, clipped, int(bad.sum()))
 
 
 def to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any], shift: float = 0.0) -> tuple[NDArray[Any], int]:
@@ -152,31 +193,35 @@ def to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any], shift: float = 0
     return exact.astype(dtype), clipped
 
 
-def _prepare(
-    raw: NDArray[Any], job: Job, block: Block, low: float
-) -> tuple[NDArray[np.float32], float, NDArray[np.bool_] | None]:
-    """Return the block as finite float32, what was subtracted from it, and where it was not finite (None: nowhere).
+def _not_finite(
+    raw: NDArray[Any], block: Block, axes: str, nan_policy: NanPolicy, label: str
+) -> NDArray[np.bool_] | None:
+    """Where the block is not finite; None where it is everywhere. Raises NonFiniteError as the policy says."""
+    if raw.dtype.kind != "f":
+        return None
+    bad: NDArray[np.bool_] = ~np.isfinite(raw)
+    if not bad.any():
+        return None
+    if nan_policy == "refuse":
+        where = ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip(axes, block.read, strict=True))
+        raise NonFiniteError(
+            f"{label}: {int(bad.sum())} pixels are NaN or infinite near {where}; use --nan-policy zero or keep to go on"
+        )
+    return bad
+
+
+def _prepare(raw: NDArray[Any], bad: NDArray[np.bool_] | None, low: float) -> tuple[NDArray[np.float32], float]:
+    """Return the block as finite float32, and what was subtracted from it.
 
     Types that hold more digits than float32 have the low end of the range subtracted first, in float64.
     """
-    bad = None
-    if raw.dtype.kind == "f":
-        bad = ~np.isfinite(raw)
-        if not bad.any():
-            bad = None
-        elif job.nan_policy == "refuse":
-            where = ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip(job.grid.axes, block.read, strict=True))
-            raise NonFiniteError(
-                f"{job.source.label}: {int(bad.sum())} pixels are NaN or infinite near {where}; "
-                "use --nan-policy zero or keep to go on"
-            )
     shift = low if raw.dtype.itemsize >= 4 and raw.dtype != np.float32 else 0.0
     exact = raw if bad is None else np.where(bad, 0, raw)
     if shift != 0.0:
         exact = exact.astype(np.float64) - shift
     if raw.dtype == np.float64:
         exact = np.clip(exact, -_LARGEST, _LARGEST)
-    return exact.astype(np.float32), shift, bad
+    return exact.astype(np.float32), shift
 
 
 def _to_zyx(values: NDArray[np.float32], axes: str) -> NDArray[np.float32]:

@@ -36,6 +36,30 @@ class BlockRecord:
         return cls(**{**values, "notes": tuple(values.get("notes", ()))})
 
 
+class Spent:
+    """Seconds that the blocks of this process's run took, by step."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(_STEPS, 0.0)
+
+    def add(self, record: BlockRecord) -> None:
+        """Count a block that was done now."""
+        for step in _STEPS:
+            self.seconds[step] += record.seconds.get(step, 0.0)
+
+    def shares(self, available_s: float) -> dict[str, float]:
+        """Each step's share of the time that all workers had together; what is left they waited. All 0 without blocks.
+
+        Blocks that are done twice, or workers that begin late, can make it more or less than was available.
+        """
+        busy = sum(self.seconds.values())
+        whole = max(available_s, busy)
+        if busy == 0.0:
+            return {**self.seconds, "wait": 0.0}
+        found = {step: round(taken / whole, 4) for step, taken in self.seconds.items()}
+        return {**found, "wait": round(1 - busy / whole, 4)}
+
+
 class Records(MutableMapping[int, BlockRecord]):
     """A dict of records by block that keeps each as bytes."""
 

@@ -18,13 +18,14 @@ from mrbcr_cli.finish import Outcome, complete, end_of_earlier_run
 from mrbcr_cli.images import SourceSpec
 from mrbcr_cli.places import RemoteError
 from mrbcr_cli.plan import Plan, make_plan
+from mrbcr_cli.planned import would_write
 from mrbcr_cli.remote_output import goes_first, take_away
 from mrbcr_cli.resume import enter, header_of, joined, ranges_of
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.drive import DriveResult, drive
 from mrbcr_cli.stream.engine import Job, RefusedError, describe, forget_run
-from mrbcr_cli.stream.records import BlockRecord
+from mrbcr_cli.stream.records import BlockRecord, Spent
 from mrbcr_cli.stream.shards import RunLedger, Shard
 from mrbcr_cli.stream.signals import stop_on_signal
 from mrbcr_cli.workfolder import Target, check_target, clear_away, finished_before, standing_run, unfinished_run
@@ -74,7 +75,10 @@ def deconvolve_file(
         reporter.warn(f"{source.label}: {warning}")
         reporter.event("warning", input=source.label, output=str(target.path), message=warning)
     if dry_run:
-        return Outcome(target.path, "planned", describe_plan(same or plan, target))
+        told = describe_plan(same or plan, target) | would_write(
+            same or plan, target, settings, None if same is None else contents
+        )
+        return Outcome(target.path, "planned", told)
     try:
         return _carry_out(plan, target, settings, reporter, clients, command, shard)
     except OSError as error:
@@ -103,7 +107,8 @@ def _carry_out(
         resumed = sum(number in ledger.records for number in share)
         if resumed:
             reporter.info(f"resuming {target.path.name}: {resumed} of {len(share)} blocks are done")
-        result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients, share)
+        spent = Spent()
+        result = _drive(plan, _job(plan, target, settings), target, ledger, reporter, clients, share, spent)
         _raise_if_unfinished(result, plan, target, ledger, share)
         _raise_if_input_changed(plan, target, ledger)
         figures: dict[str, Any] = {
@@ -112,13 +117,15 @@ def _carry_out(
             "workers": plan.share.workers,
         }
         wall_s = round(time.monotonic() - started, 3)
+        figures["share_of_time"] = spent.shares(wall_s * plan.share.workers)
         if shard is not None:
             done = len(ledger.records)
             summary = {"shard": str(shard), "blocks": len(share), **figures, "seconds": {"blocks_wall": wall_s}}
         else:
             header = header_of(plan, target, settings, command)
             summary = complete(header, ledger.records, target, reporter, source_xml=plan.spec.source_ome_xml) | figures
-            summary["seconds"] |= {"blocks_wall": wall_s, "total": round(time.monotonic() - started, 3)}
+            total_s = round(time.monotonic() - started, 3)
+            summary["seconds"] |= {"blocks_wall": wall_s, "finish": round(total_s - wall_s, 3), "total": total_s}
     if shard is not None:
         reporter.info(
             f"{target.path}: shard {shard} is done ({len(share)} of {total} blocks; {done} by all that this one knows "
@@ -146,7 +153,14 @@ def _job(plan: Plan, target: Target, settings: DeconvolveSettings) -> Job:
 
 
 def _drive(
-    plan: Plan, job: Job, target: Target, ledger: RunLedger, reporter: Reporter, clients: Clients, share: range
+    plan: Plan,
+    job: Job,
+    target: Target,
+    ledger: RunLedger,
+    reporter: Reporter,
+    clients: Clients,
+    share: range,
+    spent: Spent,
 ) -> DriveResult:
     remaining = [n for n in share if n not in ledger.records]
     if not remaining:
@@ -160,6 +174,7 @@ def _drive(
 
         def on_done(record: BlockRecord) -> None:
             ledger.append(record)
+            spent.add(record)
             pixels = math.prod(s.stop - s.start for s in plan.grid.block(record.block).core)
             progress.advance(pixels / 1e6)
             reporter.event("block", output=str(target.path), number=record.block, seconds=record.seconds)
@@ -233,12 +248,20 @@ def describe_plan(plan: Plan, target: Target | None) -> dict[str, Any]:
     return described if target is None else {"output": str(target.path), "format": target.format, **described}
 
 
+def _shares_text(shares: dict[str, float]) -> str:
+    """What the workers did, in words, where reading and writing cost more than a tenth of their time."""
+    if shares["read"] + shares["write"] <= 0.1:
+        return ""
+    named = {"reading": "read", "computing": "compute", "writing": "write", "waiting": "wait"}
+    return "; " + ", ".join(f"{100 * shares[key]:.0f} % {word}" for word, key in named.items())
+
+
 def _say_done(target: Target, plan: Plan, summary: dict[str, Any], reporter: Reporter) -> None:
     fresh = summary["pixels"] * (1 - summary["blocks_resumed"] / summary["blocks"])
     speed = fresh / 1e6 / max(summary["seconds"]["total"], 1e-9)
     reporter.info(
         f"{target.path}: {'x'.join(map(str, plan.grid.shape))} {plan.grid.axes} in "
-        f"{clock_text(summary['seconds']['total'])} ({speed:.2f} Mpixel/s)"
+        f"{clock_text(summary['seconds']['total'])} ({speed:.2f} Mpixel/s{_shares_text(summary['share_of_time'])})"
     )
     if summary["clipped"]:
         share = 100 * summary["clipped_fraction"]
