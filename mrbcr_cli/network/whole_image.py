@@ -51,13 +51,14 @@ class WholeImage(nn.Module):
         """Return the images (N, 1, H, W), the range (N, 2) of each and, of a guided network, the guide (N, 22).
 
         `range_given` (1, 2) and `guide_given` (1, 22) hold for all images; where they are NaN each image is measured.
+        Without a `guide_given` a guided network takes the spectrum for middling.
         """
         measured = _range_of(image.flatten(1), self.percentiles)
         limits = torch.where(range_given.isnan(), measured, range_given)
         low = limits[:, :1, None, None]
         width = limits[:, 1:, None, None] - low
         scaled = (image - low) / width
-        if self.spectrum is None:
+        if self.spectrum is None or guide_given is None:
             return self._deconvolved(scaled, None) * width + low, limits
         spectrum: Tensor = self.spectrum(scaled)
         guide = torch.where(guide_given.isnan(), spectrum, guide_given)
@@ -92,6 +93,7 @@ class _Spectrum(nn.Module):
             "sine": angle.sin().float(),
             "ring": ring.reshape(TILE_PX, TILE_PX)[:, :half].flatten().int(),
             "share": (twice.expand(TILE_PX, half).flatten() / weight.square().sum()).float(),
+            "numbers": torch.arange(1, GUIDE_BINS + 1).int(),
             "area": area.float(),
         }
         for name, constant in constants.items():
@@ -101,6 +103,7 @@ class _Spectrum(nn.Module):
     cosine: Tensor
     sine: Tensor
     ring: Tensor
+    numbers: Tensor
     share: Tensor
     area: Tensor
 
@@ -116,7 +119,8 @@ class _Spectrum(nn.Module):
         ranked = powers.gather(1, order[..., None].expand(-1, -1, GUIDE_BINS))
         mean = (ranked * chosen[:, None]).sum(1) / chosen.sum()
         guide = ((mean + LEAST_POWER).log10() - MIDDLE) / SPREAD
-        return (guide * 10**DECIMALS).round() / 10**DECIMALS
+        rounded: Tensor = (guide * 10**DECIMALS).round() / 10**DECIMALS
+        return rounded
 
     def _tiles(self, scaled: Tensor) -> Tensor:
         """Non-overlapping tiles from the top left, (N, count, 64, 64); smaller images are reflected to one."""
@@ -135,7 +139,7 @@ class _Spectrum(nn.Module):
         cosine, sine = self.cosine, self.sine
         real, imaginary = tile @ cosine[:, :half], tile @ sine[:, :half]
         power = (cosine @ real - sine @ imaginary).square() + (sine @ real + cosine @ imaginary).square()
-        in_ring = (self.ring[:, None] == torch.arange(1, GUIDE_BINS + 1)).float() * self.share[:, None]
+        in_ring = (self.ring[:, None] == self.numbers).float() * self.share[:, None]
         return power.flatten(2) @ in_ring / self.area
 
 
@@ -172,7 +176,8 @@ def _reflected(image: Tensor, border: int, align: int) -> Tensor:
 
 def _reflected_to(image: Tensor, dim: int, least: int) -> Tensor:
     length = image.shape[dim]
-    return _taken(image, dim, torch.arange(torch.sym_max(length, least)))
+    longer = torch.sym_max(length, least)  # type: ignore[no-untyped-call]
+    return _taken(image, dim, torch.arange(longer))
 
 
 def _taken(image: Tensor, dim: int, index: Tensor) -> Tensor:
