@@ -17,6 +17,8 @@ from mrbcr_cli.cli_deconvolve import EPILOG as DECONVOLVE_EPILOG
 from mrbcr_cli.cli_deconvolve import deconvolve
 from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
+from mrbcr_cli.cli_export import EPILOG as EXPORT_EPILOG
+from mrbcr_cli.cli_export import export
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
 from mrbcr_cli.cli_info import info
@@ -44,6 +46,7 @@ app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
 app.command()(schema)
+app.command(epilog=EXPORT_EPILOG)(export)
 
 
 @app.callback(invoke_without_command=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mrbcr_cli.domain import wrong_limits
 from mrbcr_cli.errors import InputError
+from mrbcr_cli.weights_package import PACKAGE_SUFFIX, read_packaged
 from mrbcr_cli.whole_file import replacing
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def list_weights() -> tuple[str, ...]:
 
 
 def read_weights(name_or_path: str | Path) -> WeightsFile:
-    """Read an embedded model (by name) or a file (by path) and its card, without torch.
+    """Read an embedded model (by name), a file or a package of `mrbcr export` (by path) and its card, without torch.
 
     Raises InputError when it is missing, too large, of another format, truncated or without a valid card.
     """
@@ -240,6 +241,8 @@ def _read_bytes(name_or_path: str) -> tuple[str, bytes]:
         raise InputError(f"{path} is a folder; if it is a TensorFlow checkpoint, run `mrbcr weights convert` on it")
     if not path.is_file():
         raise InputError(f"{path}: not a regular file")
+    if path.suffix.lower() == PACKAGE_SUFFIX:
+        return str(path), read_packaged(path, MAX_FILE_BYTES)
     return str(path), _read_limited(path)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.outputs import Outputs, make_outputs
+
 SHARED = Path(os.environ.get("MRBCR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -16,6 +18,12 @@ def shared() -> Path:
     if not (SHARED / "DESIGN.md").is_file():
         pytest.skip("reference data not found beside the repository (set MRBCR_SHARED to its folder)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """An image of two named channels, deconvolved and written in every format; not to be changed."""
+    return make_outputs(tmp_path_factory.mktemp("outputs"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -68,7 +68,7 @@ class ResidualPair(nn.Module):
             plain: Tensor = self.second(torch.relu(self.first(bands)))
             return bands + plain
         gain, shift, passing = self._tones(tones)
-        if len(tones) == 1:  # one image: the gains go into the kernels, and cost nothing
+        if tones.shape[0] == 1:  # one image: the gains go into the kernels, and cost nothing
             features = F.conv2d(bands, *self.toned(tones), padding=1)
         else:
             features = self.first(bands) * gain[:, :, None, None] + shift[:, :, None, None]

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 GUIDE_BINS = 22
 """Length of the guide: rings of two frequency steps each, from 1/64 to 0.7 cycles per pixel (the corners)."""
 TILE_PX = 64
-_SHARE, _LEAST_TILES, _MOST_TILES = 4, 4, 256
+SHARE, LEAST_TILES, MOST_TILES = 4, 4, 256
 """One tile in four is looked at, the most varied: empty ground would dilute what the structures show."""
 _TILES_AT_ONCE = 512
 """Many small windows one by one would cost more calls than arithmetic."""
-_LEAST_POWER = 1e-7
+LEAST_POWER = 1e-7
 """Of an intensity range of 1: far below the noise of any camera."""
-_MIDDLE, _SPREAD = -3.0, 1.5
+MIDDLE, SPREAD = -3.0, 1.5
 """Of log10 of the power, over the rings of ordinary images: the guide is about -2 to 3."""
-_DECIMALS = 4
+DECIMALS = 4
 _TONES = 3
 """Per feature of a residual pair: gain and shift within its branch, and gain of what passes it by."""
 
@@ -47,14 +47,14 @@ def tile_powers(tiles: Tensor) -> Tensor:
     weight = window[:, None] * window
     level = (tiles * weight).sum((1, 2), keepdim=True) / weight.sum()
     power = torch.fft.fft2((tiles - level) * weight).abs().square() / weight.square().sum()
-    ring, area = (fixed.to(tiles.device) for fixed in _rings())
+    ring, area = (fixed.to(tiles.device) for fixed in rings())
     summed = power.new_zeros(len(tiles), GUIDE_BINS + 1).index_add_(1, ring, power.flatten(1))
     mean: Tensor = summed[:, 1:] / area
     return mean
 
 
 @lru_cache(maxsize=1)
-def _rings() -> tuple[Tensor, Tensor]:
+def rings() -> tuple[Tensor, Tensor]:
     """Ring of each frequency of fft2, flattened: 1 to 22, and 0 for the mean; and how many frequencies a ring has."""
     index = torch.fft.fftfreq(TILE_PX, 1 / TILE_PX)
     radius = torch.hypot(index[:, None], index[None]).round().long()
@@ -64,11 +64,11 @@ def _rings() -> tuple[Tensor, Tensor]:
 
 def _guide(powers: Tensor) -> Tensor:
     """The guide (22,) from the powers of all tiles (N, 22) of an image."""
-    count = min(max(-(-len(powers) // _SHARE), _LEAST_TILES), _MOST_TILES, len(powers))
+    count = min(max(-(-len(powers) // SHARE), LEAST_TILES), MOST_TILES, len(powers))
     # Rings count by their area: the sum is the variance of the tile.
-    area = _rings()[1].to(powers)
+    area = rings()[1].to(powers)
     chosen = (powers * area).sum(1).topk(count).indices
-    return ((powers[chosen].mean(0) + _LEAST_POWER).log10() - _MIDDLE) / _SPREAD
+    return ((powers[chosen].mean(0) + LEAST_POWER).log10() - MIDDLE) / SPREAD
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def guide_of_windows(windows: Iterable[NDArray[Any]], low: float, high: float) -
         found.append(tile_powers(torch.cat(waiting)))
     powers = torch.cat(found) if found else torch.empty(0, GUIDE_BINS)
     powers = powers[powers.isfinite().all(dim=1)]
-    return tuple(round(float(v), _DECIMALS) for v in _guide(powers)) if len(powers) else None
+    return tuple(round(float(v), DECIMALS) for v in _guide(powers)) if len(powers) else None
 
 
 def _at_least_a_tile(image_nchw: Tensor) -> Tensor:

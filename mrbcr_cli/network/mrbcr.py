@@ -33,7 +33,7 @@ from mrbcr_cli.network.blocks import BandConv, NonstandardBlock, ResidualPair
 from mrbcr_cli.network.guide import GUIDE_BINS, Tones
 from mrbcr_cli.network.wavelets import BANDS, WaveletBank
 
-_BORDER_PX = 32
+BORDER_PX = 32
 """Reflected margin around the image; wider than the reach of the banks, so that border coefficients are sound."""
 
 Pairs = tuple[tuple[int, ...], ...]
@@ -153,7 +153,7 @@ class Mrbcr(nn.Module):
         """
         height, width = image_nchw.shape[-2:]
         padded, top, left = self.padded(image_nchw, at_border)
-        images = self._run(padded, self.tones_of(image_nchw, guide))
+        images = self.of_padded(padded, guide)
         return tuple(  # type: ignore[return-value]
             image[..., top >> i : (top >> i) + -(-height >> i), left >> i : (left >> i) + -(-width >> i)]
             for i, image in enumerate(images)
@@ -168,18 +168,22 @@ class Mrbcr(nn.Module):
         height, width = image_nchw.shape[-2:]
         if min(height, width) < MIN_SIZE_PX:
             raise ValueError(f"the network needs at least {MIN_SIZE_PX} x {MIN_SIZE_PX} px, not {height} x {width}")
-        top, bottom, left, right = (_BORDER_PX if edge else 0 for edge in at_border)
+        top, bottom, left, right = (BORDER_PX if edge else 0 for edge in at_border)
         padded = reflect_pad(image_nchw, self._margins(height, top, bottom), self._margins(width, left, right))
         return padded, top, left
+
+    def of_padded(self, padded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of what `padded` returns, its margins still on."""
+        return self._run(padded, self.tones_of(padded, guide))
 
     def pyramid(self, image_nchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return an image at the three scales of the outputs (itself, LL, LL of LL): the training targets."""
         height, width = image_nchw.shape[-2:]
-        rows, cols = self._margins(height, _BORDER_PX, _BORDER_PX), self._margins(width, _BORDER_PX, _BORDER_PX)
+        rows, cols = self._margins(height, BORDER_PX, BORDER_PX), self._margins(width, BORDER_PX, BORDER_PX)
         padded = reflect_pad(image_nchw, rows, cols)
         half = self.image_bank.analysis(padded)[:, :1]
         quarter = self.image_bank.analysis(half)[:, :1]
-        top = (_BORDER_PX >> 1, _BORDER_PX >> 2)
+        top = (BORDER_PX >> 1, BORDER_PX >> 2)
         sizes = [(-(-height >> i), -(-width >> i)) for i in (1, 2)]
         return (
             image_nchw,

@@ -147,12 +147,16 @@ class Published(nn.Module):
         bottom, right = -height % self.alignment_px, -width % self.alignment_px
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="reflect")
-        full, half, quarter = self._invert(*self._back_project(x))
+        full, half, quarter = self.of_aligned(x)
         return (
             full[..., :height, :width],
             half[..., : -(-height // 2), : -(-width // 2)],
             quarter[..., : -(-height // 4), : -(-width // 4)],
         )
+
+    def of_aligned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of images whose height and width are multiples of `alignment_px`."""
+        return self._invert(*self._back_project(x))
 
     def pyramid(self, image_nchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return an image (sizes divisible by 4) at the three scales of the outputs: the training targets.
