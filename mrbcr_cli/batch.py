@@ -16,6 +16,7 @@ from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, M
 from mrbcr_cli.finish import Outcome
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
 from mrbcr_cli.places import Place, RemoteError, RemotePath, is_writable, place
+from mrbcr_cli.report.request import add_pages, requests_for
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
@@ -45,6 +46,12 @@ def deconvolve_batch(
             f"{option} with --shard: each shard would drop what the others have done; remove the old output and its "
             f"{PARTIAL_SUFFIX} folder instead"
         )
+    if shard is not None and (settings.report or settings.preview):
+        option = "--report" if settings.report else "--preview"
+        raise InputError(
+            f"{option} with --shard: the output is not there before all shards are done; run mrbcr report "
+            "OUTPUT after mrbcr finish"
+        )
     try:
         targets = name_targets(inputs, place(output), settings.output_format, settings.work_dir)
     except RemoteError as error:
@@ -54,11 +61,12 @@ def deconvolve_batch(
     _refuse_memory_elsewhere([*inputs, *(str(target.path) for target in targets)], settings)
     if settings.overwrite:
         _refuse_to_replace_inputs(inputs, targets)
+    requests = requests_for([target.path for target in targets], settings.report, settings.preview)
     outcomes: list[Outcome] = []
     failures = 0
     with interrupt_on_signal(), _clients(settings, reporter) as clients:
         clients.check()
-        for text, target in zip(inputs, targets, strict=True):
+        for text, target, request in zip(inputs, targets, requests, strict=True):
             try:
                 source = _source(text, settings)
                 outcome = deconvolve_file(
@@ -71,6 +79,9 @@ def deconvolve_batch(
                     dry_run=dry_run,
                     shard=shard,
                 )
+                outcomes.append(outcome)
+                _report(outcome, reporter)
+                add_pages(outcome, request, text, reporter)
             except InterruptedRunError:
                 raise
             except KeyboardInterrupt as error:
@@ -87,9 +98,6 @@ def deconvolve_batch(
                 failures += 1  # a bug met on one file must not lose the night's other files
                 reporter.event("failed", input=text, error=describe(error), exit_code=1)
                 reporter.error(f"{text}: unexpected {describe(error)}")
-            else:
-                outcomes.append(outcome)
-                _report(outcome, reporter)
     if failures:
         raise IncompleteError(f"{failures} of {len(inputs)} inputs failed; run the same command again for these alone")
     return outcomes

@@ -20,6 +20,8 @@ from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
 from mrbcr_cli.cli_info import info
+from mrbcr_cli.cli_report import EPILOG as REPORT_EPILOG
+from mrbcr_cli.cli_report import report
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -42,6 +44,7 @@ app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
+app.command(epilog=REPORT_EPILOG)(report)
 
 
 @app.callback(invoke_without_command=True)
