@@ -35,7 +35,7 @@ def report(
         str | None,
         typer.Option(
             "--t",
-            help="Time points to show, e.g. 0,10; channels times time points at most 8. Default: evenly spread.",
+            help="Time points to show, e.g. 0,10; channels times time points at most 12. Default: evenly spread.",
             rich_help_panel=o.IMAGE,
         ),
     ] = None,

@@ -22,7 +22,7 @@ from mrbcr_cli.report.sources import open_pair, read_record
 from mrbcr_cli.report.view import Limits, make_view
 
 MOST_CHANNELS = 4
-MOST_VIEWS = 8
+MOST_VIEWS = 12
 """Channels times time points."""
 
 

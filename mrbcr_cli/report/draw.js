@@ -72,8 +72,9 @@ function roundLength(most) {
 }
 
 function lengthText(um) {
-  if (um >= 1000) return `${number(um / 1000)} mm`;
-  return um >= 1 ? `${number(um)} µm` : `${number(um * 1000)} nm`;
+  const three = (value) => number(parseFloat(value.toPrecision(3)));
+  if (um >= 1000) return `${three(um / 1000)} mm`;
+  return um >= 1 ? `${three(um)} µm` : `${three(um * 1000)} nm`;
 }
 
 // A scale bar over a picture that is `um` wide; none where that is not known.
@@ -94,7 +95,8 @@ function number(value) {
     const [head, power] = value.toExponential(1).split("e");
     return `${parseFloat(head)}e${parseInt(power, 10)}`;
   }
-  return String(parseFloat(value.toPrecision(size >= 1000 ? 6 : 3)));
+  if (Number.isInteger(value)) return String(value);
+  return String(parseFloat(value.toPrecision(size >= 1000 ? 5 : size >= 100 ? 4 : 3)));
 }
 
 function element(name, attributes, parent, text) {
@@ -158,7 +160,10 @@ function plot(where, wanted) {
     element("line", { class: "grid", x1: box.left, x2: box.right, y1: atY(v), y2: atY(v) }, svg);
     element("text", { x: box.left - 6, y: atY(v) + 4, "text-anchor": "end" }, svg, number(v));
   }
-  for (const v of ticks(xs[0], xs[1], false, width > 600 ? 10 : 5)) {
+  let most = width > 600 ? 10 : 6;
+  const widest = () => Math.max(...ticks(xs[0], xs[1], false, most).map((v) => number(v).length)) * 7 + 10;
+  while (most > 2 && ticks(xs[0], xs[1], false, most).length * widest() > box.right - box.left) most -= 1;
+  for (const v of ticks(xs[0], xs[1], false, most)) {
     element("line", { class: "axis", x1: atX(v), x2: atX(v), y1: box.bottom, y2: box.bottom + 4 }, svg);
     element("text", { x: atX(v), y: box.bottom + 16, "text-anchor": "middle" }, svg, number(v));
   }

@@ -94,7 +94,7 @@ def _simulated(info: ImageInfo, channel: int) -> Kernel:
     if missing or pixel_um is None or seen.na is None or seen.emission_nm is None:
         return Kernel(
             None,
-            f"no PSF is known: the method uses none, and the input's metadata do not say the {' and the '.join(missing)} "
+            f"no PSF is known: the method uses none, and the input's metadata do not say {_listed(missing)} "
             "to simulate one with; mrbcr report --psf FILE gives one",
         )
     if seen.microscope == "brightfield":
@@ -129,3 +129,7 @@ def _computed(info: ImageInfo, seen: Any, pixel_um: float) -> Kernel:
         f"{pixel_um:.4g} um pixels{assumed}. Light from out of focus is not in it, so haze that was removed stays in "
         "the residual",
     )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -48,7 +48,7 @@ def render_page(
         "css": _template("page.css"),
         "name": html.escape(output.name),
         "lead": html.escape(_lead(record, info)),
-        "warnings": _listed("warning", "Mind", said),
+        "warnings": _listed("warning", "Warnings", said),
         "left_out": _listed("note", "Not on this page", _left_out(info, views)),
         "notes": _listed("note", "Notes of the run", notes),
         "facts": _facts(record, info),

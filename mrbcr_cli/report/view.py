@@ -25,6 +25,8 @@ Array = NDArray[Any]
 Json = dict[str, Any]
 
 DETAIL_PX = 256
+SMALL_PX = 320
+"""Planes of no more pixels a side are their own detail."""
 MEASURED_PX = 1024
 EXACT_PIXELS = 1 << 22
 """Of one channel at one time point; larger ones are sampled for the histogram."""
@@ -62,7 +64,9 @@ class Limits:
 def make_view(pair: Pair, t: int, c: int, kernel: Kernel, limits: Limits) -> Json:
     """Everything that a page shows of channel `c` at time `t` (output indices). Raises InputError for damaged pixels."""
     spot = Spot(t, c, best_plane(pair, t, c))
-    windows = best_windows(pair, spot, DETAIL_PX, 2 if limits.views <= 2 else 1)
+    largest = max(pair.plane.height, pair.plane.width)
+    detail_px = largest if largest <= SMALL_PX else DETAIL_PX
+    windows = best_windows(pair, spot, detail_px, 2 if limits.views <= 2 else 1)
     sample = _sample(pair, spot, windows[0])
     known = quantiles(*sample[:2])
     step = _span(known) / LEVELS
