@@ -42,8 +42,8 @@ def report(
     psf: Annotated[
         Path | None,
         typer.Option(
-            help="PSF (TIFF, npy, npz) to blur the output again with. Default: that of the run, else one simulated from "
-            "the input's metadata.",
+            help="PSF (TIFF, npy, npz) to blur the output again with. Default: that of the run, else one simulated "
+            "from the input's metadata.",
             rich_help_panel=o.IMAGE,
         ),
     ] = None,

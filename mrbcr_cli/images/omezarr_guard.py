@@ -60,7 +60,7 @@ def guarded_store(folder: Place, root: Place) -> Store:
                 raise ValueError(f"file {key} is cut short")
             if byte_range is not None and len(found) > _most(byte_range):
                 raise ValueError(f"file {key}: more came than was asked for; does the server take ranges?")
-            # The end of a file is the index of a shard: plain numbers, all ones where its first chunk holds fill values.
+            # The end of a file is the index of a shard: numbers, all ones where its first chunk is absent.
             if self.chunk_bytes is not None and self.codec and not isinstance(byte_range, SuffixByteRequest):
                 beyond = await asyncio.to_thread(expands_beyond, self.codec, found, self.chunk_bytes)
                 if beyond:

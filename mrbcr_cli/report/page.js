@@ -28,7 +28,7 @@ function sayScale() {
   const bar = pixelX ? "" : " The pixel size is unknown, so there are no scale bars.";
   $("scale-said").textContent =
     (own ? `Before shows ${span(before)}, after ${span(after)}: brightness cannot be compared.` : `Both show ${span(before)}, on the same scale.`) +
-    ` In the image's own units; percentiles of ${state.view.sampled}.` + bar;
+    ` In the image's own units; percentiles of ${state.view.sampled} and the details.` + bar;
 }
 
 async function showPicture() {

@@ -132,9 +132,8 @@ def _facts(record: Json, info: ImageInfo) -> str:
         cards.append(("Clipped", f"{100 * share:.2g} %", of))
     bad = record.get("non_finite")
     cards.append(("NaN or infinite", "not recorded" if bad is None else f"{bad:,}", "pixels of the input"))
-    run = record.get("run") if isinstance(record.get("run"), dict) else {}
-    seconds = run.get("seconds", {}) if run else {}
-    wall = run.get("blocks_wall_seconds") if run else None
+    run: Json = record["run"] if isinstance(record.get("run"), dict) else {}
+    seconds, wall = run.get("seconds", {}), run.get("blocks_wall_seconds")
     if wall is not None and not run.get("blocks_resumed"):
         speed = (
             f"{pixels / 1e6 / wall:.3g} Mpixel/s, {run.get('workers', 1)} blocks at a time" if pixels and wall else ""

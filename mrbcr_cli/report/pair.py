@@ -86,7 +86,8 @@ class Side:
 
     def read_plane(self, spot: Spot, window: Window) -> Array:
         """Full-resolution pixels (y, x)."""
-        return self.read(spot, window)[0]
+        plane: Array = self.read(spot, window)[0]
+        return plane
 
     def cost_bytes(self, spot: Spot, window: Window, depth: int = 1) -> int:
         """Bytes that are decoded for `read`: whole chunks."""
@@ -197,7 +198,7 @@ def met_bytes(info: ImageInfo, region: Region) -> int:
         min(-(-part.stop // chunk) * chunk, size) - part.start // chunk * chunk
         for part, chunk, size in zip(region, info.chunks, info.shape, strict=True)
     ]
-    return math.prod(sizes) * info.dtype.itemsize
+    return int(math.prod(sizes)) * info.dtype.itemsize
 
 
 def _sample(info: ImageInfo, step: int, whole_bytes: int, budget_bytes: int) -> tuple[list[slice], list[slice]]:
@@ -232,7 +233,7 @@ def _in_chunks(size: int, chunk: int, count: int, taken: int) -> list[slice]:
 
 
 def _covered(parts: list[slice], size: int) -> float:
-    return sum(part.stop - part.start for part in parts) / size
+    return float(sum(part.stop - part.start for part in parts)) / size
 
 
 def _runs(parts: list[slice], most_px: int) -> Iterator[slice]:

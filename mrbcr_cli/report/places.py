@@ -37,7 +37,7 @@ def structure(image_yx: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def richest(image_yx: NDArray[Any], box_px: tuple[int, int], count: int) -> list[tuple[float, int, int]]:
-    """The up to `count` boxes with most fine structure, richest first, apart from each other: (energy, y, x) of corners.
+    """The up to `count` boxes with most fine structure, richest first and apart: (energy, y, x) of their corners.
 
     Boxes lie inside the image, and away from its very border where there is room.
     """
@@ -52,7 +52,7 @@ def richest(image_yx: NDArray[Any], box_px: tuple[int, int], count: int) -> list
         if inner.shape[axis] > 4 * edge + 1 and edge:
             np.moveaxis(inner, axis, 0)[:edge] = -1
             np.moveaxis(inner, axis, 0)[-edge:] = -1
-    found = []
+    found: list[tuple[float, int, int]] = []
     for _ in range(count):
         y, x = np.unravel_index(int(inner.argmax()), inner.shape)
         if inner[y, x] < 0 or (found and inner[y, x] == 0):
@@ -128,7 +128,11 @@ def chosen(text: str | None, option: str, count: int, most: int) -> list[int]:
         raise InputError(str(error)) from error
     found: list[int] = []
     for part in parts:
-        found += range(*part.indices(count)) if isinstance(part, slice) else [part % count if -count <= part else count]
+        found += (
+            range(*part.indices(count))
+            if isinstance(part, slice)
+            else [part % count if -count <= part < count else count]
+        )
     if not found or max(found) >= count:
         raise InputError(f"--{option} {text}: the output has {count}, numbered from 0 to {count - 1}")
     found = list(dict.fromkeys(found))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.console import bytes_text
 from mrbcr_cli.intensity import survey_boxes
-from mrbcr_cli.report.embed import encode
+from mrbcr_cli.report.embed import decode, encode
 from mrbcr_cli.report.kernels import Kernel
 from mrbcr_cli.report.measures import histogram, quantiles, reblur, residual, ring_correlation, spectrum
 from mrbcr_cli.report.pair import Pair, Spot, Window
@@ -62,13 +62,16 @@ class Limits:
 
 
 def make_view(pair: Pair, t: int, c: int, kernel: Kernel, limits: Limits) -> Json:
-    """Everything that a page shows of channel `c` at time `t` (output indices). Raises InputError for damaged pixels."""
+    """All that a page shows of channel `c` at time `t` (output indices). Raises InputError for damaged pixels."""
     spot = Spot(t, c, best_plane(pair, t, c))
     largest = max(pair.plane.height, pair.plane.width)
     detail_px = largest if largest <= SMALL_PX else DETAIL_PX
     windows = best_windows(pair, spot, detail_px, 2 if limits.views <= 2 else 1)
     sample = _sample(pair, spot, windows[0])
-    known = quantiles(*sample[:2])
+    details = [_detail(pair, spot, window) for window in windows]
+    # Of few objects on nothing a sample shows nothing, nor does its grey scale: the details count too.
+    shown = [[decode(detail[side]).ravel() for detail in details] for side in ("before", "after")]
+    known = quantiles(*(np.concatenate([part, *more]) for part, more in zip(sample[:2], shown, strict=True)))
     step = _span(known) / LEVELS
     measured = around(windows[0], pair.plane, MEASURED_PX)
     if pair.cost_bytes(spot, measured) > limits.bytes_each:
@@ -81,7 +84,7 @@ def make_view(pair: Pair, t: int, c: int, kernel: Kernel, limits: Limits) -> Jso
         "quantiles": known,
         "sampled": sample[2],
         "overview": _overview(pair, spot, limits, step),
-        "details": [_detail(pair, spot, window) for window in windows],
+        "details": details,
         "measured": _place(measured),
         "histogram": histogram(*sample[:2]),
         "spectrum": spectrum(before, after),
