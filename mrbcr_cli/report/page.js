@@ -204,14 +204,14 @@ function measures() {
     const series = SIDES.filter((name) => frc[name]).map((name) => ({ name, x: inUnit(frc.frequency), y: frc[name] }));
     plot($("plot-frc"), { ...axis, xRange: [0, nyquist / 2], label: "Fourier ring correlation", yRange: [-0.2, 1.05], yLabel: "correlation", series, marks: [{ y: frc.threshold, label: "1/7" }] });
     $("frc-said").textContent =
-      "Each image against itself, every second pixel; the resolution is where the curve falls below 1/7, calibrated (Koho et al. 2019), so up to half of Nyquist is shown. It takes the noise of neighbouring pixels for independent. On a camera it is; in a deconvolved image it no longer is, so the figure after is optimistic, or there is none; it is no proof of resolution.";
+      "Each image against itself, every second pixel; the resolution is where the curve falls below 1/7, calibrated (Koho et al. 2019), so up to half of Nyquist is shown. It takes the noise of neighbouring pixels for independent. On a camera it is; in a deconvolved image it no longer is, so the figure after is mostly too fine, or there is none: it says how far the output agrees with itself, not what it resolves.";
   } else $("frc-said").textContent = "";
   SIDES.forEach((side) => {
     const px = frc[`${side}_px`];
     const card = $(`card-${side}`).querySelector("dd");
     const more = document.createElement("small");
     card.textContent = px ? (pixelX ? lengthText(px * pixelX) : `${number(px)} px`) : "none";
-    more.textContent = frc.why ? "not measured: " + frc.why : px ? `${pixelX ? `${number(px)} px, ` : ""}ring correlation${side === "after" ? "; optimistic, see Measured" : ""}` : "the ring correlation stays above 1/7";
+    more.textContent = frc.why ? "not measured: " + frc.why : px ? `${pixelX ? `${number(px)} px, ` : ""}ring correlation${side === "after" ? "; no measured resolution, see below" : ""}` : "the ring correlation stays above 1/7";
     card.appendChild(more);
   });
 }

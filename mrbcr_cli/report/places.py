@@ -128,12 +128,11 @@ def chosen(text: str | None, option: str, count: int, most: int) -> list[int]:
         raise InputError(str(error)) from error
     found: list[int] = []
     for part in parts:
-        found += (
-            range(*part.indices(count))
-            if isinstance(part, slice)
-            else [part % count if -count <= part < count else count]
-        )
-    if not found or max(found) >= count:
+        if isinstance(part, slice):
+            found += range(*part.indices(count))
+        else:
+            found.append(part + count if part < 0 else part)
+    if not found or min(found) < 0 or max(found) >= count:
         raise InputError(f"--{option} {text}: the output has {count}, numbered from 0 to {count - 1}")
     found = list(dict.fromkeys(found))
     if len(found) > most:

@@ -43,7 +43,9 @@ async function showStack() {
   $("stack").hidden = !stack;
   if (!stack) return;
   await showVolume(stack.volume);
-  await showProjections(stack.projections);
+  const { projections, volume } = stack;
+  if (projections.why && !volume.why) showBlockProjections(volume, projections.why);
+  else await showProjections(projections);
 }
 
 async function showVolume(volume) {
@@ -146,5 +148,37 @@ async function showProjections(found) {
     const faces = layFaces(where, sizes, stretch.used);
     for (const name of Object.keys(FACES)) paint(faces[name].querySelector("canvas"), plane(found[SIDES[k]][name]), look(SIDES[k]));
     scaleBar(faces.xy, pixelX ? WIDTH * pixelX : null);
+  });
+}
+
+// The brightest along an axis of the block of the sections, where the whole stack is too much to read.
+function brightestAlong(values, sizes, name) {
+  const [across, down] = FACES[name];
+  const width = sizes[across], height = sizes[down];
+  const found = new Float32Array(width * height).fill(NaN);
+  const at = {};
+  for (at.z = 0; at.z < sizes.z; at.z++) {
+    for (at.y = 0; at.y < sizes.y; at.y++) {
+      for (at.x = 0; at.x < sizes.x; at.x++) {
+        const k = at[down] * width + at[across];
+        const value = values[(at.z * sizes.y + at.y) * sizes.x + at.x];
+        if (!(value <= found[k])) found[k] = value === value ? value : found[k];
+      }
+    }
+  }
+  return { values: found, width, height };
+}
+
+function showBlockProjections(volume, why) {
+  const [, depth, , , height, width] = volume.place;
+  const sizes = { x: width, y: height, z: depth };
+  const stretch = stretchOf(sizes, 1);
+  $("projection-said").textContent = `The brightest along each axis of the block above; ${stretch.said}. Not of the whole stack: ${why}.`;
+  $("projections").hidden = false;
+  [...$("projections").querySelectorAll(".ortho")].forEach((where, k) => {
+    const faces = layFaces(where, sizes, stretch.used);
+    const values = volume[SIDES[k]].values;
+    for (const name of Object.keys(FACES)) paint(faces[name].querySelector("canvas"), brightestAlong(values, sizes, name), look(SIDES[k]));
+    scaleBar(faces.xy, pixelX ? width * pixelX : null);
   });
 }
