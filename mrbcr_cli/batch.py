@@ -16,7 +16,8 @@ from mrbcr_cli.errors import IncompleteError, InputError, InterruptedRunError, M
 from mrbcr_cli.finish import Outcome
 from mrbcr_cli.images import SUFFIX_OF, OutputFormat, SourceSpec, find_source, output_format
 from mrbcr_cli.places import Place, RemoteError, RemotePath, is_writable, place
-from mrbcr_cli.planned import already_done_text, planned_text
+from mrbcr_cli.planned import already_done_text, entry, planned_text
+from mrbcr_cli.report.request import add_pages, requests_for
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.cluster import Clients
 from mrbcr_cli.stream.engine import describe
@@ -40,30 +41,18 @@ def deconvolve_batch(
     With one input its own error is raised; with several IncompleteError counts the failures. Raises InputError before
     anything is opened when two outputs would have the same name, or when a shard would drop the work of others.
     """
-    if shard is not None and (settings.overwrite or not settings.resume):
-        option = "--overwrite" if settings.overwrite else "--no-resume"
-        raise InputError(
-            f"{option} with --shard: each shard would drop what the others have done; remove the old output and its "
-            f"{PARTIAL_SUFFIX} folder instead"
-        )
-    try:
-        targets = name_targets(inputs, place(output), settings.output_format, settings.work_dir)
-    except RemoteError as error:
-        raise IncompleteError(
-            f"{output}: cannot be looked at ({error.strerror}); run the same command again"
-        ) from error
-    _refuse_memory_elsewhere([*inputs, *(str(target.path) for target in targets)], settings)
-    if settings.overwrite:
-        _refuse_to_replace_inputs(inputs, targets)
+    if shard is not None:
+        _refuse_with_shard(settings)
+    targets = _targets(inputs, output, settings)
+    requests = requests_for([target.path for target in targets], settings.report, settings.preview)
     outcomes: list[Outcome] = []
     failures = 0
     with interrupt_on_signal(), _clients(settings, reporter) as clients:
         clients.check()
-        for text, target in zip(inputs, targets, strict=True):
+        for text, target, request in zip(inputs, targets, requests, strict=True):
             try:
-                source = _source(text, settings)
                 outcome = deconvolve_file(
-                    source,
+                    _source(text, settings),
                     target,
                     settings,
                     reporter,
@@ -72,6 +61,11 @@ def deconvolve_batch(
                     dry_run=dry_run,
                     shard=shard,
                 )
+                outcomes.append(outcome)
+                if outcome.status == "planned":
+                    outcome.summary["files"] += [entry(path, "report", None) for path in request.paths]
+                _report(outcome, reporter, dry_run=dry_run)
+                add_pages(outcome, request, text, reporter)
             except InterruptedRunError:
                 raise
             except KeyboardInterrupt as error:
@@ -88,12 +82,38 @@ def deconvolve_batch(
                 failures += 1  # a bug met on one file must not lose the night's other files
                 reporter.event("failed", input=text, error=describe(error), exit_code=1)
                 reporter.error(f"{text}: unexpected {describe(error)}")
-            else:
-                outcomes.append(outcome)
-                _report(outcome, reporter, dry_run=dry_run)
     if failures:
         raise IncompleteError(f"{failures} of {len(inputs)} inputs failed; run the same command again for these alone")
     return outcomes
+
+
+def _refuse_with_shard(settings: DeconvolveSettings) -> None:
+    if settings.overwrite or not settings.resume:
+        option = "--overwrite" if settings.overwrite else "--no-resume"
+        raise InputError(
+            f"{option} with --shard: each shard would drop what the others have done; remove the old output and its "
+            f"{PARTIAL_SUFFIX} folder instead"
+        )
+    if settings.report or settings.preview:
+        option = "--report" if settings.report else "--preview"
+        raise InputError(
+            f"{option} with --shard: the output is not there before all shards are done; run mrbcr report "
+            "OUTPUT after mrbcr finish"
+        )
+
+
+def _targets(inputs: list[str], output: str | Place, settings: DeconvolveSettings) -> list[Target]:
+    """Where each input's result goes, after all that can be refused by names alone."""
+    try:
+        targets = name_targets(inputs, place(output), settings.output_format, settings.work_dir)
+    except RemoteError as error:
+        raise IncompleteError(
+            f"{output}: cannot be looked at ({error.strerror}); run the same command again"
+        ) from error
+    _refuse_memory_elsewhere([*inputs, *(str(target.path) for target in targets)], settings)
+    if settings.overwrite:
+        _refuse_to_replace_inputs(inputs, targets)
+    return targets
 
 
 def _clients(settings: DeconvolveSettings, reporter: Reporter) -> Clients:

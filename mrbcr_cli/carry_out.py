@@ -123,7 +123,9 @@ def _carry_out(
             summary = {"shard": str(shard), "blocks": len(share), **figures, "seconds": {"blocks_wall": wall_s}}
         else:
             header = header_of(plan, target, settings, command)
-            summary = complete(header, ledger.records, target, reporter, source_xml=plan.spec.source_ome_xml) | figures
+            kept = {"blocks_wall_seconds": wall_s, **figures}
+            xml = plan.spec.source_ome_xml
+            summary = complete(header, ledger.records, target, reporter, source_xml=xml, of_process=kept) | figures
             total_s = round(time.monotonic() - started, 3)
             summary["seconds"] |= {"blocks_wall": wall_s, "finish": round(total_s - wall_s, 3), "total": total_s}
     if shard is not None:

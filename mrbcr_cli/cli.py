@@ -22,6 +22,8 @@ from mrbcr_cli.cli_export import export
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
 from mrbcr_cli.cli_info import info
+from mrbcr_cli.cli_report import EPILOG as REPORT_EPILOG
+from mrbcr_cli.cli_report import report
 from mrbcr_cli.cli_schema import schema
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
@@ -47,6 +49,7 @@ app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
 app.command()(schema)
 app.command(epilog=EXPORT_EPILOG)(export)
+app.command(epilog=REPORT_EPILOG)(report)
 
 
 @app.callback(invoke_without_command=True)

@@ -157,6 +157,22 @@ def deconvolve(
         ),
     ] = None,
     work_dir: WorkDir = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Also a page on the output (see mrbcr report); with several inputs a folder for the pages.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Also a picture of before and after; with several inputs a folder for the pictures.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     tile_size: Annotated[
         int | None, typer.Option(help="Block size in px. Default: by available memory.", rich_help_panel=RUN)
     ] = None,

@@ -313,10 +313,39 @@ class TrainedEvent(Event):
     weights: str
 
 
+class ReportEvent(Event):
+    """deconvolve --report, report: the page on an output is written."""
+
+    event: Literal["report"]
+    output: str
+    path: str
+    bytes: Bytes
+    seconds: Seconds
+
+
+class PreviewEvent(Event):
+    """deconvolve --preview, report --preview: the picture is written."""
+
+    event: Literal["preview"]
+    output: str
+    path: str
+
+
+class ExportedEvent(Event):
+    """export: the model is written, and agrees with this tool."""
+
+    event: Literal["exported"]
+    output: str
+    format: str
+    weights_sha256: str
+    largest_difference: float | None = Field(description="to mrbcr, in units of the intensity range; null: bit-equal")
+
+
 AnyEvent = (
     *(PlannedEvent, WarningEvent, BlockEvent, FailedEvent, DoneEvent, UnchangedEvent, VerifiedEvent, ShardEvent),
     *(MissingEvent, DamagedEvent, PsfEvent, PlannedStackEvent, StackEvent, PlannedPairsEvent, DonePairsEvent),
-    *(ImageEvent, DoneEvaluateEvent, StepEvent, TrainedEvent),
+    *(ImageEvent, DoneEvaluateEvent, StepEvent, TrainedEvent, ReportEvent, PreviewEvent),
+    ExportedEvent,
 )
 
 

@@ -71,7 +71,7 @@ def export(
     )
     _write(output, data)
     reporter.event(
-        "done", output=str(output), format=kind, weights_sha256=loaded.sha256, largest_difference=made.difference
+        "exported", output=str(output), format=kind, weights_sha256=loaded.sha256, largest_difference=made.difference
     )
 
 

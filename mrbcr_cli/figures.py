@@ -6,6 +6,7 @@ Invariant: drawn off screen, with perceptually uniform colour maps and physical 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,99 @@ def comparison_figure(
         figure.colorbar(drawn, cax=beside, label="image - truth, in the image's unit")
     figure.suptitle(title, fontsize=9)
     _save(figure, path)
+
+
+@dataclass(frozen=True, eq=False)
+class PreviewRow:
+    """One channel of `preview_figure`: pictures (y, x) before and after, on one grey scale."""
+
+    label: str
+    overview: tuple[Array, Array]
+    """Whole planes, made small."""
+    zoom: tuple[Array, Array]
+    """The same window of both, in full resolution."""
+    zoom_yxhw: tuple[int, int, int, int]
+    """Where the window lies in the plane, px."""
+    plane_yx: tuple[int, int]
+    """Size of the plane, px."""
+    grey: tuple[float, float]
+    """Intensities that are black and white."""
+
+
+def preview_figure(path: Path, rows: Sequence[PreviewRow], title: str, pixel_um: float | None) -> None:
+    """Write overviews and windows of each row, before and after, as a PNG of exactly this path; scale bars in um.
+
+    Without a pixel size (um) there are no bars, which is said.
+    """
+    height, width = rows[0].plane_yx
+    figure, axes = _subplots(len(rows), 4, (13, 0.6 + len(rows) * min(4.6, 0.45 + 3.1 * max(height / width, 0.4))))
+    for line, row in zip(axes, rows, strict=True):
+        low, high = row.grey
+        style = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9 * max(abs(low), 1.0))}
+        top, left, tall, wide = row.zoom_yxhw
+        for axis, image, name in zip(line[:2], row.overview, ("before", "after"), strict=True):
+            box = (0, row.plane_yx[1], row.plane_yx[0], 0)
+            axis.imshow(image, extent=box, interpolation="antialiased", **style)
+            axis.add_patch(_rectangle(left, top, wide, tall))
+            _plain_picture(axis, name, row.plane_yx[1], pixel_um)
+        for axis, image, name in zip(line[2:], row.zoom, ("before", "after"), strict=True):
+            box = (left, left + wide, top + tall, top)
+            axis.imshow(image, extent=box, interpolation="nearest", **style)
+            _plain_picture(axis, f"{name}, {wide} x {tall} px", wide, pixel_um)
+        said = "\n".join(_drawable(part) for part in (row.label, f"grey {low:.4g} to {high:.4g}") if part)
+        line[0].text(-0.03, 0.5, said, rotation=90, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
+    unknown = "" if pixel_um else " (pixel size unknown: no scale bar)"
+    figure.suptitle(f"{_drawable(title)}{unknown}; one grey scale for before and after", fontsize=9)
+    _save(figure, path)
+
+
+def round_length(largest: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, ... (and fractions) that is not above `largest` (> 0)."""
+    decade = 10.0 ** np.floor(np.log10(largest))
+    return float(max(decade * step for step in (1, 2, 5) if decade * step <= largest * (1 + 1e-9)))
+
+
+def colour_map(name: str) -> bytes:
+    """256 colours of a matplotlib colour map, RGB bytes."""
+    from matplotlib import colormaps
+
+    colours = colormaps[name](np.linspace(0, 1, 256), bytes=True)
+    return np.ascontiguousarray(np.asarray(colours)[:, :3]).tobytes()
+
+
+def _plain_picture(axis: Any, title: str, width_px: int, pixel_um: float | None) -> None:
+    """Title, no ticks, and a scale bar in the lower right corner."""
+    axis.set_title(title, fontsize=8)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if not pixel_um:
+        return
+    import matplotlib.patheffects as effects
+
+    length = round_length(0.3 * width_px * pixel_um)
+    share = length / (width_px * pixel_um)
+    drawn = axis.plot([0.96 - share, 0.96], [0.045, 0.045], color="white", linewidth=3, transform=axis.transAxes)
+    text = axis.text(
+        0.96 - share / 2, 0.07, f"{length:g} µm", color="white", fontsize=8, ha="center", transform=axis.transAxes
+    )
+    for artist in (*drawn, text):
+        artist.set_path_effects([effects.withStroke(linewidth=artist_width(artist), foreground="black")])
+
+
+def artist_width(artist: Any) -> float:
+    """Width of the dark rim that keeps a bar or text readable on bright pixels."""
+    return float(artist.get_linewidth()) + 1.5 if hasattr(artist, "get_linewidth") else 1.5
+
+
+def _rectangle(left: float, top: float, width: float, height: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left, top), width, height, fill=False, edgecolor="#ffb000", linewidth=1.2)
+
+
+def _drawable(text: str) -> str:
+    """Text without what matplotlib takes for mathematics, or its fonts lack."""
+    return "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in text).replace("$", r"\$")
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -53,14 +53,18 @@ def complete(
     reporter: Reporter,
     *,
     source_xml: str | None,
+    of_process: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make the output of a run whose blocks are all done, and rename it into place; return the figures of the run.
+
+    The output keeps them, and beside its seconds what only the process knows that did the blocks (`of_process`).
 
     Raises IncompleteError where what was written cannot be read back, OSError where the disk does not take it.
     """
     run = read_header(header, target.ledger)
     figures = figures_of(run, records)
-    known = {key: figures[key] for key in ("clipped_fraction", "non_finite", "notes")}
+    known = {key: figures[key] for key in ("pixels", "clipped", "clipped_fraction", "non_finite", "notes")}
+    known["run"] = {"seconds": figures["seconds"], **(of_process or {})}
     spec = replace(run.spec, source_ome_xml=source_xml, provenance={**run.spec.provenance, **known})
     try:
         if target.format != "ome-tiff":

@@ -22,6 +22,7 @@ from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.measure import with_measured
 from mrbcr_cli.methods import ChannelMethod, here, plan_methods
+from mrbcr_cli.places import is_remote
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.engine import method_for
@@ -265,9 +266,11 @@ def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: 
         "tool": "mrbcr",
         "version": version,
         "command": command,
+        "folder": str(Path.cwd()),
         "fingerprint": plan.fingerprint,
         "input": {
             "name": Path(plan.source.label).name,
+            "path": plan.source.label if is_remote(plan.source.label) else str(Path(plan.source.label).absolute()),
             "format": plan.info.format,
             "series": plan.info.series,
             "fingerprint": plan.input_fingerprint,
@@ -290,7 +293,10 @@ def provenance(plan: Plan, settings: DeconvolveSettings, command: str, version: 
             }
             for channel, method, r, estimate in zip_longest(plan.channels, plan.methods, plan.ranges, plan.domain)
         ],
-        "settings": json.loads(settings.model_dump_json(exclude={"overwrite", "resume", "work_dir"})),
+        "settings": json.loads(
+            settings.model_dump_json(exclude={"overwrite", "resume", "work_dir", "report", "preview"})
+        ),
         "grid": plan.grid.to_dict(),
         "notes": [*plan.notes, *plan.warnings],
+        "warnings": list(plan.warnings),
     }

@@ -67,6 +67,10 @@ class DeconvolveSettings(ClusterSettings):
     resume: bool = True
     work_dir: Path | None = None
     """Where the working folder of an output at a URL lies; None: here."""
+    report: Path | None = None
+    """Where a page on the finished output goes: an .html file, or a folder."""
+    preview: Path | None = None
+    """The same for a picture, a .png file."""
 
     @field_validator("model", mode="before")
     @classmethod

@@ -96,7 +96,7 @@ def tree(where: str | Path) -> dict[str, bytes]:
 def without_paths(value: Any) -> Any:
     """JSON without what tells where the source lay, and how many worked on it."""
     if isinstance(value, dict):
-        return {k: without_paths(v) for k, v in value.items() if k not in ("text", "workers")}
+        return {k: without_paths(v) for k, v in value.items() if k not in ("text", "path", "folder", "workers")}
     return [without_paths(v) for v in value] if isinstance(value, list) else value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,6 +160,32 @@ class OmeZarrReader:
         documents += [(self._info.ome_xml or "").encode(), self._info.stored_axes.encode()]
         return fingerprint(documents, self._array, self._source.array.path, self._root)
 
+    def coarser(self) -> list[OmeZarrReader]:
+        """The other levels of the image's pyramid that can be read, finest first, each an image of its own.
+
+        What is damaged, or no reduction of this one (other axes or pixels, larger), is left out.
+        """
+        found: list[OmeZarrReader] = []
+        for dataset in _dicts_after_first(self._source):
+            try:
+                node = meta.read_node(meta.child(self._root, self._source.group.path, dataset.get("path")))
+                if node is None or node.kind != "array":
+                    continue
+                array = open_zarr_array(node.path, node.zarr_format, self._root)
+            except InputError:
+                continue
+            last = (found[-1] if found else self).info.shape
+            if array.ndim != len(self._order) or np.dtype(array.dtype).newbyteorder("=") != self._info.dtype:
+                continue
+            shape = tuple(array.shape[i] for i in self._order)
+            if 0 in shape or any(n > m for n, m in zip(shape, last, strict=True)):
+                continue
+            chunks = tuple(max(1, min(array.chunks[i], array.shape[i])) for i in self._order)
+            info = replace(self._info, shape=shape, chunks=chunks)
+            source = replace(self._source, array=node, dataset=dataset)
+            found.append(OmeZarrReader(info, self._root, source, array, self._order))
+        return found
+
     def close(self) -> None:
         """Let go of the store; nothing stays open between reads."""
         self._array.store.close()
@@ -237,6 +263,11 @@ def _locate(root: Place, ref: meta.ImageRef) -> _Source:
     if array is None or array.kind != "array":
         raise InputError(f"{folder}: the metadata name this array but it is not there; the store is incomplete")
     return _Source(node, array, multiscale, dataset)
+
+
+def _dicts_after_first(source: _Source) -> list[dict[str, Any]]:
+    """The entries of the coarser levels; a bare array has none."""
+    return meta.datasets_of(source.multiscale, source.group.path)[1:] if source.multiscale else []
 
 
 def _axes(source: _Source, ndim: int, wanted: str | None) -> tuple[str, list[str]]:

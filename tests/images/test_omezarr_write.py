@@ -512,3 +512,17 @@ def test_foreign_things_have_no_provenance(tmp_path: Path, document: str | None)
         assert read_provenance(folder) is None
     assert read_provenance(tmp_path / "missing") is None
     assert read_provenance("a\0b") is None
+
+
+def test_a_shard_that_begins_with_a_chunk_of_zeros_is_read_back(tmp_path: Path) -> None:
+    """Its index begins with ones, which are no header of compressed data."""
+    image = np.zeros((1, 1024, 1024), np.uint16)
+    image[0, 600:, 600:] = 7
+    spec = make_spec("ZYX", image.shape)
+    layout = plan_layout(spec, (1, 1024, 1024), "0.5")
+    root = tmp_path / "a.ome.zarr"
+    create_level0(root, spec, layout, "0.5")
+    open_level0(root).write((slice(0, 1), slice(0, 1024), slice(0, 1024)), image)
+    finish(root, spec, layout, "0.5")
+    part = (slice(0, 1), slice(590, 700), slice(590, 700))  # of one chunk alone, so the index is asked for
+    assert np.array_equal(open_omezarr(root).read(part), image[part])
