@@ -22,6 +22,8 @@ from mrbcr_cli.cli_finish import finish
 from mrbcr_cli.cli_help import Taught
 from mrbcr_cli.cli_info import EPILOG as INFO_EPILOG
 from mrbcr_cli.cli_info import info
+from mrbcr_cli.cli_init import EPILOG as INIT_EPILOG
+from mrbcr_cli.cli_init import init
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
 from mrbcr_cli.cli_train import train
@@ -44,6 +46,7 @@ app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(cls=Taught, epilog=TRAIN_EPILOG)(train)
 app.command(cls=Taught, epilog=FINISH_EPILOG)(finish)
+app.command(cls=Taught, epilog=INIT_EPILOG)(init)
 
 
 @app.callback(invoke_without_command=True)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from mrbcr_cli.cli_help import option
 
-CLUSTER = "Cluster (jobs of SLURM: see --help-all)"
+CLUSTER = "Cluster; options of SLURM jobs: --help-all"
 
 
 Cluster = Annotated[
@@ -38,7 +38,7 @@ GpusPerJob = Annotated[
     int | None, option(CLUSTER, metavar="N", rare=True, help="GPUs of a job, a worker each. Default: 0.")
 ]
 Walltime = Annotated[
-    str | None, option(CLUSTER, metavar="TIME", rare=True, help="Of a job, e.g. 04:00:00. Default: SLURM's.")
+    str | None, option(CLUSTER, metavar="TIME", rare=True, help="Time limit of a job, e.g. 04:00:00. Default: SLURM's.")
 ]
 Queue = Annotated[
     str | None, option(CLUSTER, metavar="NAME", rare=True, help="Partition of the jobs. Default: SLURM's.")

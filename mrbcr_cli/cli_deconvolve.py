@@ -110,11 +110,11 @@ def deconvolve(
         option(EXPLICIT, metavar="Z Y X", help="Voxel of the PSF, um. Default: what its file says."),
     ] = None,
     iterations: Annotated[
-        int | None, option(EXPLICIT, metavar="N", help="Of Richardson-Lucy and blind. Default: 30.")
+        int | None, option(EXPLICIT, metavar="N", help="Iterations, of Richardson-Lucy and blind. Default: 30.")
     ] = None,
     tv: Annotated[
         float | None,
-        option(EXPLICIT, metavar="X", help="Total-variation strength, 0 to 0.1. Default: 0."),
+        option(EXPLICIT, metavar="X", help="Total-variation strength, Richardson-Lucy, 0 to 0.1. Default: 0."),
     ] = None,
     background: Annotated[
         float | None,
@@ -122,7 +122,7 @@ def deconvolve(
     ] = None,
     acceleration: Annotated[
         bool | None,
-        option(EXPLICIT, "--acceleration/--no-acceleration", help="Fewer iterations do. Default: no."),
+        option(EXPLICIT, "--acceleration/--no-acceleration", help="Richardson-Lucy: fewer iterations do. Default: no."),
     ] = None,
     balance: Annotated[
         float | None,
@@ -154,7 +154,7 @@ def deconvolve(
         option(
             INTENSITY,
             metavar="LOW HIGH",
-            help="The same in percent of each channel's pixels. Default: the model's, 0.1 99.9.",
+            help="The range as percentiles of each channel, percent. Default: the model's, 0.1 99.9.",
         ),
     ] = None,
     nan_policy: Annotated[

@@ -87,7 +87,7 @@ Na = Annotated[
 ]
 NaIllumination = Annotated[
     float | None,
-    option(OPTICS, metavar="NA", help="Of light sheet or condenser. Default: sheet 0.1; condenser 0.7 of --na."),
+    option(OPTICS, metavar="NA", help="NA of light sheet or condenser. Default: sheet 0.1; condenser 0.7 of --na."),
 ]
 Sheet = Annotated[
     str | None,
@@ -125,19 +125,20 @@ ZernikeText = Annotated[
     ),
 ]
 Ni = Annotated[
-    float | None, option(LAYERS, metavar="INDEX", help="Of the immersion. Default: 1.0 below NA 0.95, else 1.515.")
+    float | None,
+    option(LAYERS, metavar="INDEX", help="Of the immersion. Default: 1.0 below NA 0.95, else 1.515."),
 ]
-Ns = Annotated[float | None, option(LAYERS, metavar="INDEX", help="Of the sample. Default: as the immersion.")]
-Ng = Annotated[float | None, option(LAYERS, metavar="INDEX", rare=True, help="Of the coverslip. Default: 1.515.")]
+Ns = Annotated[float | None, option(LAYERS, metavar="INDEX", help="Index of the sample. Default: as the immersion.")]
+Ng = Annotated[float | None, option(LAYERS, metavar="INDEX", rare=True, help="Index of the coverslip. Default: 1.515.")]
 Tg = Annotated[float | None, option(LAYERS, metavar="UM", rare=True, help="Thickness of the coverslip. Default: 170.")]
 Depth = Annotated[float | None, option(LAYERS, metavar="UM", help="Emitter below the coverslip. Default: 0.")]
 NiDesign = Annotated[
     float | None,
-    option(LAYERS, metavar="INDEX", rare=True, help="Of the immersion the lens is made for. Default: as --ni."),
+    option(LAYERS, metavar="INDEX", rare=True, help="Index of the immersion the lens is made for. Default: as --ni."),
 ]
 NgDesign = Annotated[
     float | None,
-    option(LAYERS, metavar="INDEX", rare=True, help="Of the coverslip the lens is made for. Default: as --ng."),
+    option(LAYERS, metavar="INDEX", rare=True, help="Index of the coverslip the lens is made for. Default: as --ng."),
 ]
 TgDesign = Annotated[
     float | None,
@@ -179,7 +180,7 @@ BitDepth = Annotated[int | None, option(CAMERA, metavar="BITS", help="Of the cou
 Scmos = Annotated[
     bool | None, option(CAMERA, "--scmos", help="Per-pixel maps of offset, gain and read noise, drawn from the seed.")
 ]
-Seed = Annotated[int | None, option(RUN, metavar="N", help="The same gives the same bytes. Default: 0.")]
+Seed = Annotated[int | None, option(RUN, metavar="N", help="Seed; the same gives the same bytes. Default: 0.")]
 ShardText = Annotated[
     str | None,
     option(

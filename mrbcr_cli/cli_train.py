@@ -108,7 +108,7 @@ def train(
         float | None, option(COURSE, metavar="SHARE", help="Of the run that warms up. Default: 0.02.", rare=True)
     ] = None,
     weight_decay: Annotated[
-        float | None, option(COURSE, metavar="X", help="Of AdamW. Default: 0.0001.", rare=True)
+        float | None, option(COURSE, metavar="X", help="Weight decay of AdamW. Default: 0.0001.", rare=True)
     ] = None,
     clip: Annotated[
         float | None, option(COURSE, metavar="X", help="Largest norm of the gradient. Default: 1.", rare=True)
@@ -151,7 +151,7 @@ def train(
         option(
             LOSS,
             metavar="X X X",
-            help="Of the loss at full, half and quarter size. Default: 1 1 1.",
+            help="Weights of the loss at full, half and quarter size. Default: 1 1 1.",
             rare=True,
         ),
     ] = None,
