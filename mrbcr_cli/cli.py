@@ -15,6 +15,8 @@ import typer
 from mrbcr_cli import __version__
 from mrbcr_cli.cli_deconvolve import EPILOG as DECONVOLVE_EPILOG
 from mrbcr_cli.cli_deconvolve import deconvolve
+from mrbcr_cli.cli_doctor import EPILOG as DOCTOR_EPILOG
+from mrbcr_cli.cli_doctor import doctor
 from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
@@ -47,6 +49,7 @@ app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(cls=Taught, epilog=TRAIN_EPILOG)(train)
 app.command(cls=Taught, epilog=FINISH_EPILOG)(finish)
 app.command(cls=Taught, epilog=INIT_EPILOG)(init)
+app.command(cls=Taught, epilog=DOCTOR_EPILOG)(doctor)
 
 
 @app.callback(invoke_without_command=True)
