@@ -135,8 +135,8 @@ def main() -> None:
             (folder / "their_checkpoint").symlink_to(args.checkpoint.resolve())
         parts = [
             "# The eight tasks, typed and answered",
-            "Made by `python examples/make_transcript.py` in a fresh virtual environment, by the README alone. Times are "
-            "of one machine with two cores. Output of more than " + str(MOST_LINES) + " lines is cut in the middle.",
+            "Made by `python examples/make_transcript.py` in a fresh virtual environment, by the README alone. Times "
+            f"are of one machine with two cores. Output of more than {MOST_LINES} lines is cut in the middle.",
         ]
         shell = _Shell(folder)
         for task in (INSTALL, *TASKS):

@@ -25,7 +25,7 @@ SMALLER = (
     (r"--steps \d+", "--steps 2"),
     (r"--count \d+", "--count 3"),
     (r"--shape 64 1024 1024", "--shape 3 64 64"),
-    (r"--nproc-per-node \d+", "--nproc-per-node 2"),
+    (r"--nproc-per-node \d+", "--nproc-per-node 1"),
     (r"--jobs \d+ --cores \d+ --memory 32GB", "--jobs 1 --cores 1 --memory 2GB"),
     (r"--jobs 4 --gpus-per-job 2", "--jobs 1 --gpus-per-job 1 --cores 1 --memory 2GB"),
     (r"--workers 4", "--workers 2"),

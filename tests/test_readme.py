@@ -8,7 +8,7 @@ server in the place of another one). A comment before a block says which stand-i
     <!-- run: s3 -->          s3:// is a server of moto, https:// a server of files, both on this machine
     <!-- run: convert -->     ends where TensorFlow would read: no checkpoint is at hand
     <!-- run: yaml NAME -->   is read as the configuration NAME by the command that takes it
-    <!-- run: needs MODULE -->  is skipped where that module is not there
+    <!-- run: needs MODULES -->  is skipped where one of the modules is not there
     <!-- test -->             not run: it is what runs these tests (.ci/run reads it)
 
 A block without one is run with nothing replaced but `pip`. Blocks of ```text are no code.
@@ -180,8 +180,9 @@ def _read(process: subprocess.Popen[str]) -> str:
 def test_a_block_runs(block: CodeBlock, place: Path, mrbcr_bin: Path, stand_ins: Path) -> None:
     kind, _, what = block.rule.partition(" ")
     assert kind in ("", "install", "slurm", "s3", "convert", "needs"), f"no rule {block.rule!r}"
-    if kind == "needs" and importlib.util.find_spec(what) is None:
-        pytest.skip(f"{what} is not there yet")
+    for module in what.split() if kind == "needs" else ():
+        if not _is_there(module):
+            pytest.skip(f"{module} is not there")
     if block.language == "python":
         done = subprocess.run(
             [sys.executable, "-c", block.code],
@@ -207,6 +208,13 @@ def test_a_block_runs(block: CodeBlock, place: Path, mrbcr_bin: Path, stand_ins:
     assert done.returncode == 0, f"{code}\n{done.stdout}"
     assert "Traceback" not in done.stdout, done.stdout
     assert "error:" not in done.stdout, done.stdout
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
 
 
 def _stopped_where_tensorflow_would_read(done: subprocess.CompletedProcess[str]) -> None:
