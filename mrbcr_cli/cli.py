@@ -21,7 +21,7 @@ from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
-from mrbcr_cli.cli_help import Taught
+from mrbcr_cli.cli_help import teach
 from mrbcr_cli.cli_info import EPILOG as INFO_EPILOG
 from mrbcr_cli.cli_info import info
 from mrbcr_cli.cli_init import EPILOG as INIT_EPILOG
@@ -41,15 +41,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=Taught, epilog=DECONVOLVE_EPILOG)(deconvolve)
-app.command(cls=Taught, epilog=INFO_EPILOG)(info)
+app.command(epilog=DECONVOLVE_EPILOG)(deconvolve)
+app.command(epilog=INFO_EPILOG)(info)
 app.add_typer(weights_app, name="weights")
 app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
-app.command(cls=Taught, epilog=TRAIN_EPILOG)(train)
-app.command(cls=Taught, epilog=FINISH_EPILOG)(finish)
-app.command(cls=Taught, epilog=INIT_EPILOG)(init)
-app.command(cls=Taught, epilog=DOCTOR_EPILOG)(doctor)
+app.command(epilog=TRAIN_EPILOG)(train)
+app.command(epilog=FINISH_EPILOG)(finish)
+app.command(epilog=INIT_EPILOG)(init)
+app.command(epilog=DOCTOR_EPILOG)(doctor)
+teach(app)
 
 
 @app.callback(invoke_without_command=True)

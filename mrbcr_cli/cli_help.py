@@ -101,6 +101,16 @@ class Taught(TyperCommand):
             console.print(Group(Text(" Examples:", style="bold"), *lines))
 
 
+def teach(app: typer.Typer) -> None:
+    """Give every command of an app, and of the groups in it, the help of `Taught`; called when all are registered."""
+    for command in app.registered_commands:
+        if command.cls is None or not issubclass(command.cls, Taught):
+            command.cls = Taught
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            teach(group.typer_instance)
+
+
 def option_text(parameter: Any) -> str:
     """How an option is written: "-o, --output FILE", "--[no-]resume"; of an argument its metavar."""
     if parameter.param_type_name == "argument":

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from mrbcr_cli import cli_options as o
-from mrbcr_cli.cli_help import HelpAll, Taught, option
+from mrbcr_cli.cli_help import HelpAll, option
 from mrbcr_cli.cli_options import given
 from mrbcr_cli.cli_simulate_pairs import EPILOG as PAIRS_EPILOG
 from mrbcr_cli.cli_simulate_pairs import pairs
@@ -23,14 +23,13 @@ simulate_app = typer.Typer(
     help="Make point spread functions, stacks and training pairs from the numbers of a microscope.",
     no_args_is_help=True,
 )
-simulate_app.command("pairs", cls=Taught, epilog=PAIRS_EPILOG)(pairs)
-simulate_app.command("stack", cls=Taught, epilog=STACK_EPILOG)(stack)
+simulate_app.command("pairs", epilog=PAIRS_EPILOG)(pairs)
+simulate_app.command("stack", epilog=STACK_EPILOG)(stack)
 BEADS = "Beads (measured instead of computed)"
 
 
 @simulate_app.command(
     "psf",
-    cls=Taught,
     epilog="mrbcr simulate psf -o psf.ome.tif --preset 63x/1.4oil --ns 1.33 --depth 5 --wavelength 520\n"
     "mrbcr simulate psf -o psf.ome.tif --like cells.ome.tif --figure psf.png\n"
     "mrbcr simulate psf -o psf.ome.tif --from-beads beads.tif --bead-diameter 0.1",

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from mrbcr_cli.cli_help import Taught, complete_model, option
+from mrbcr_cli.cli_help import complete_model, option
 from mrbcr_cli.cli_options import OUTPUT, Debug, JsonFacts, Overwrite
 
 weights_app = typer.Typer(help="List, inspect and convert network weights.", no_args_is_help=True)
 
 
-@weights_app.command("list", cls=Taught, epilog="mrbcr weights list")
+@weights_app.command("list", epilog="mrbcr weights list")
 def weights_list(as_json: JsonFacts = False, debug: Debug = False) -> None:
     """List the models inside the package."""
     from mrbcr_cli.describe import print_table
@@ -25,7 +25,7 @@ def weights_list(as_json: JsonFacts = False, debug: Debug = False) -> None:
     print_table(weights_table(), as_json=as_json)
 
 
-@weights_app.command("show", cls=Taught, epilog="mrbcr weights show widefield")
+@weights_app.command("show", epilog="mrbcr weights show widefield")
 def weights_show(
     name: Annotated[
         str,
@@ -48,7 +48,6 @@ def weights_show(
 
 @weights_app.command(
     "convert",
-    cls=Taught,
     epilog="pip install 'mrbcr[convert]'\nmrbcr weights convert their_checkpoint/ -o theirs.safetensors --name theirs",
 )
 def weights_convert(
