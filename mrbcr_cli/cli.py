@@ -50,7 +50,6 @@ app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
 app.command(epilog=INIT_EPILOG)(init)
 app.command(epilog=DOCTOR_EPILOG)(doctor)
-teach(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -62,6 +61,7 @@ def _root(
         raise typer.Exit
 
 
+teach(app)  # whatever was registered above
 _TYPER_INTERRUPTED = 130
 
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
