@@ -127,7 +127,7 @@ def option_text(parameter: Any) -> str:
 
 def help_text(parameter: Any) -> str:
     """What is said of a parameter, on one line."""
-    text = " ".join((parameter.help or "").split())
+    text = " ".join((parameter.help or "").split()).replace("\\[", "[")  # which markup would need
     return f"{text} Required." if parameter.required else text
 
 

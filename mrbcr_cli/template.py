@@ -87,7 +87,7 @@ EXAMPLES: dict[str, Any] = {
     **{"microscope": "widefield", "preset": "63x/1.4oil", "like": "cells.ome.tif", "na": 1.4, "ni_design": 1.515},
     **{"ng_design": 1.515, "tg_design": 170, "z_step": 0.2, "shape": [33, 65, 65], "sampling": "pixel"},
     **{"centring": "voxel", "density": 1, "size": 1, "thickness": 5, "absorption": 0.3, "phase": 0.3},
-    **{"truth": "truth.ome.zarr", "truth_fwhm": 0.2},
+    **{"truth": "truth.ome.zarr", "truth_fwhm": 0.2, "report": "report.html", "preview": "preview.png"},
 }
 """Values for options whose default is none or found out: what could stand there."""
 _EXAMPLES_OF = {"simulate-stack": {"source": "sharp.tif", "pixel": 0.1}}
@@ -130,7 +130,7 @@ def yaml_template(name: str, command: Any) -> str:
 
 
 def _text(parameter: Any) -> str:
-    text = help_text(parameter).removesuffix(" Required.").replace("\\[", "[")
+    text = help_text(parameter).removesuffix(" Required.")
     unit = UNITS.get(parameter.metavar or "")
     if parameter.is_flag and "Default:" not in text:
         text += " Default: no."
