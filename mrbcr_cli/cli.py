@@ -15,15 +15,22 @@ import typer
 from mrbcr_cli import __version__
 from mrbcr_cli.cli_deconvolve import EPILOG as DECONVOLVE_EPILOG
 from mrbcr_cli.cli_deconvolve import deconvolve
+from mrbcr_cli.cli_doctor import EPILOG as DOCTOR_EPILOG
+from mrbcr_cli.cli_doctor import doctor
 from mrbcr_cli.cli_evaluate import EPILOG as EVALUATE_EPILOG
 from mrbcr_cli.cli_evaluate import ManyValues, evaluate
 from mrbcr_cli.cli_export import EPILOG as EXPORT_EPILOG
 from mrbcr_cli.cli_export import export
 from mrbcr_cli.cli_finish import EPILOG as FINISH_EPILOG
 from mrbcr_cli.cli_finish import finish
+from mrbcr_cli.cli_help import teach
+from mrbcr_cli.cli_info import EPILOG as INFO_EPILOG
 from mrbcr_cli.cli_info import info
+from mrbcr_cli.cli_init import EPILOG as INIT_EPILOG
+from mrbcr_cli.cli_init import init
 from mrbcr_cli.cli_report import EPILOG as REPORT_EPILOG
 from mrbcr_cli.cli_report import report
+from mrbcr_cli.cli_schema import EPILOG as SCHEMA_EPILOG
 from mrbcr_cli.cli_schema import schema
 from mrbcr_cli.cli_simulate import simulate_app
 from mrbcr_cli.cli_train import EPILOG as TRAIN_EPILOG
@@ -41,15 +48,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=DECONVOLVE_EPILOG)(deconvolve)
-app.command()(info)
+app.command(epilog=INFO_EPILOG)(info)
 app.add_typer(weights_app, name="weights")
 app.add_typer(simulate_app, name="simulate")
 app.command("evaluate", cls=ManyValues, epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=TRAIN_EPILOG)(train)
 app.command(epilog=FINISH_EPILOG)(finish)
-app.command()(schema)
+app.command(epilog=SCHEMA_EPILOG)(schema)
 app.command(epilog=EXPORT_EPILOG)(export)
 app.command(epilog=REPORT_EPILOG)(report)
+app.command(epilog=INIT_EPILOG)(init)
+app.command(epilog=DOCTOR_EPILOG)(doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,6 +70,7 @@ def _root(
         raise typer.Exit
 
 
+teach(app)  # whatever was registered above
 _TYPER_INTERRUPTED = 130
 
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

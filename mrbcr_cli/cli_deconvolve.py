@@ -25,16 +25,41 @@ from mrbcr_cli.cli_cluster import (
     Queue,
     Walltime,
 )
-from mrbcr_cli.cli_options import Axes, Debug, Json, OutputPlace, Quiet, Series, ShardText, SplitRgb, WorkDir
+from mrbcr_cli.cli_help import (
+    DEVICES,
+    DTYPES,
+    METHODS,
+    OUTPUT_FORMATS,
+    PRECISIONS,
+    HelpAll,
+    complete_model,
+    option,
+)
+from mrbcr_cli.cli_options import (
+    Axes,
+    Compression,
+    Config,
+    Debug,
+    DryRun,
+    Json,
+    OutputPlace,
+    Quiet,
+    Series,
+    ShardText,
+    SplitRgb,
+    WorkDir,
+)
 from mrbcr_cli.console import Reporter, command_line
 
 METHOD, IMAGE, INTENSITY, OUTPUT, RUN = "Method", "Image and selection", "Intensities", "Output", "Running"
+EXPLICIT = "Richardson-Lucy, Wiener, blind"
 
-EPILOG = (
-    "Examples:  mrbcr deconvolve cells.tif -o cells.ome.zarr   ·   "
-    "mrbcr deconvolve day1/*.ome.tif -o out/ --output-format ome-tiff   ·   "
-    "mrbcr deconvolve beads.tif -o beads_rl.tif --method richardson-lucy --psf psf.tif"
-)
+EPILOG = """\
+mrbcr deconvolve cells.tif -o cells_sharp.ome.zarr
+mrbcr deconvolve day1/*.tif -o sharp/ --output-format ome-tiff
+mrbcr deconvolve cells.tif -o cells_sharp.tif -m 0=widefield -m 1=mine.safetensors
+mrbcr deconvolve cells.tif -o cells_rl.tif --method richardson-lucy --psf psf.tif
+mrbcr deconvolve big.zarr -o sharp.ome.zarr --cluster slurm --jobs 16  # the same again resumes"""
 
 
 def deconvolve(
@@ -42,155 +67,151 @@ def deconvolve(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="TIFF, OME-TIFF, ImageJ TIFF or OME-Zarr (also at a URL: s3://bucket/in.ome.zarr); a folder or quoted "
-            "glob of TIFF planes is one stack. - reads names from stdin, one a line (or find -print0). With several "
-            "inputs OUTPUT is a folder.",
+            help="TIFF, OME-TIFF, ImageJ TIFF or OME-Zarr (s3://, https:// too); a folder or quoted glob of TIFF "
+            "planes is one stack; - reads names from stdin. With several inputs OUTPUT is a folder.",
             show_default=False,
         ),
     ],
     output: OutputPlace,
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            METHOD,
             "--model",
             "-m",
-            help="Embedded model or weights file; C=MODEL for one channel (repeat). Default: widefield.",
-            rich_help_panel=METHOD,
+            metavar="MODEL",
+            complete=complete_model,
+            help="Embedded model or weights file; C=MODEL for channel C; repeat. Default: widefield.",
         ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="network, richardson-lucy, wiener or blind. Default: network.", rich_help_panel=METHOD),
-    ] = None,
-    psf: Annotated[
-        Path | None, typer.Option(help="PSF (TIFF, npy, npz) for richardson-lucy, wiener.", rich_help_panel=METHOD)
-    ] = None,
-    psf_voxel_um: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(
-            metavar="Z Y X", help="Voxel size of the PSF in um. Default: what its file says.", rich_help_panel=METHOD
+        option(
+            METHOD,
+            metavar="NAME",
+            complete=METHODS,
+            help="network, richardson-lucy, wiener or blind. Default: network.",
         ),
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(help="Richardson-Lucy iterations. Default: 30.", rich_help_panel=METHOD)
-    ] = None,
-    tv: Annotated[
-        float | None,
-        typer.Option(help="Total-variation strength of Richardson-Lucy, 0 to 0.1. Default: 0.", rich_help_panel=METHOD),
-    ] = None,
-    background: Annotated[
-        float | None,
-        typer.Option(help="Light the specimen did not emit, in image units. Default: 0.", rich_help_panel=METHOD),
-    ] = None,
-    acceleration: Annotated[
-        bool | None,
-        typer.Option("--acceleration/--no-acceleration", help="Accelerated Richardson-Lucy.", rich_help_panel=METHOD),
-    ] = None,
-    balance: Annotated[
-        float | None,
-        typer.Option(help="Wiener noise-to-signal balance. Default: estimated.", rich_help_panel=METHOD),
     ] = None,
     domain_check: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            METHOD,
             "--domain-check/--no-domain-check",
-            help="Warn of images unlike those the model was made for. Default: yes.",
-            rich_help_panel=METHOD,
+            help="Warn of images unlike those the model is for. Default: yes.",
         ),
+    ] = None,
+    psf: Annotated[
+        Path | None,
+        option(EXPLICIT, metavar="FILE", help="PSF (TIFF, npy, npz): needed, except by blind. Default: none."),
+    ] = None,
+    psf_voxel_um: Annotated[
+        tuple[float, float, float] | None,
+        option(EXPLICIT, metavar="Z Y X", help="Voxel of the PSF, um. Default: what its file says."),
+    ] = None,
+    iterations: Annotated[
+        int | None, option(EXPLICIT, metavar="N", help="Iterations, of Richardson-Lucy and blind. Default: 30.")
+    ] = None,
+    tv: Annotated[
+        float | None,
+        option(EXPLICIT, metavar="X", help="Total-variation strength, Richardson-Lucy, 0 to 0.1. Default: 0."),
+    ] = None,
+    background: Annotated[
+        float | None,
+        option(EXPLICIT, metavar="COUNTS", help="Light not of the specimen, in image units. Default: 0."),
+    ] = None,
+    acceleration: Annotated[
+        bool | None,
+        option(EXPLICIT, "--acceleration/--no-acceleration", help="Richardson-Lucy: fewer iterations do. Default: no."),
+    ] = None,
+    balance: Annotated[
+        float | None,
+        option(EXPLICIT, metavar="X", help="Wiener: noise over signal. Default: estimated."),
     ] = None,
     axes: Axes = None,
     series: Series = None,
     split_rgb: SplitRgb = None,
     channels: Annotated[
-        str | None, typer.Option(help="Channels, e.g. 0,2 or 1:3. Default: all.", rich_help_panel=IMAGE)
+        str | None, option(IMAGE, metavar="LIST", help="Channels, from 0, e.g. 0,2 or 1:3. Default: all.")
     ] = None,
     z: Annotated[
-        str | None, typer.Option("--z", help="Planes, e.g. 4:20. Default: all.", rich_help_panel=IMAGE)
+        str | None, option(IMAGE, "--z", metavar="LIST", help="Planes, from 0, e.g. 4:20. Default: all.")
     ] = None,
     t: Annotated[
-        str | None, typer.Option("--t", help="Time points, e.g. 0 or 0:10. Default: all.", rich_help_panel=IMAGE)
+        str | None, option(IMAGE, "--t", metavar="LIST", help="Time points, from 0, e.g. 0:10. Default: all.")
     ] = None,
     intensity_range: Annotated[
         tuple[float, float] | None,
-        typer.Option(
+        option(
+            INTENSITY,
             "--range",
             metavar="LOW HIGH",
-            help="Intensities the network sees as 0 and 1, in image units. Default: percentiles of each channel.",
-            rich_help_panel=INTENSITY,
+            help="What the network sees as 0 and 1, in image units. Default: by --percentiles.",
         ),
     ] = None,
     percentiles: Annotated[
         tuple[float, float] | None,
-        typer.Option(
+        option(
+            INTENSITY,
             metavar="LOW HIGH",
-            help="Percentiles of the range, in percent. Default: the model's, 0.1 99.9.",
-            rich_help_panel=INTENSITY,
+            help="The range as percentiles of each channel, percent. Default: the model's, 0.1 99.9.",
         ),
     ] = None,
     nan_policy: Annotated[
         str | None,
-        typer.Option(help="NaN and infinity: refuse, zero or keep. Default: refuse.", rich_help_panel=INTENSITY),
-    ] = None,
-    output_dtype: Annotated[
-        str | None,
-        typer.Option(help="uint8, uint16, float32, ... Default: the input's.", rich_help_panel=OUTPUT),
+        option(
+            INTENSITY,
+            metavar="NAME",
+            complete=("refuse", "zero", "keep"),
+            help="NaN and infinity: refuse, zero or keep. Default: refuse.",
+        ),
     ] = None,
     output_format: Annotated[
         str | None,
-        typer.Option(
+        option(
+            OUTPUT,
+            metavar="NAME",
+            complete=OUTPUT_FORMATS,
             help="ome-zarr (0.5), ome-zarr-0.4 or ome-tiff. Default: by the name, else ome-zarr.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    compression: Annotated[
-        str | None, typer.Option(help="Of TIFF: zstd, deflate or none. Default: zstd.", rich_help_panel=OUTPUT)
+    output_dtype: Annotated[
+        str | None,
+        option(OUTPUT, metavar="TYPE", complete=DTYPES, help="uint8, uint16, float32, ... Default: the input's."),
     ] = None,
-    overwrite: Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)
-    ] = None,
+    compression: Compression = None,
+    overwrite: Annotated[bool | None, option(OUTPUT, "--overwrite", help="Replace an existing output.")] = None,
     resume: Annotated[
         bool | None,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Continue an unfinished run; skip a finished one. Default: resume.",
-            rich_help_panel=OUTPUT,
-        ),
+        option(OUTPUT, "--resume/--no-resume", help="Go on with an unfinished run; skip a finished one. Default: yes."),
     ] = None,
     work_dir: WorkDir = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.html",
-            help="Also a page on the output (see mrbcr report); with several inputs a folder for the pages.",
-            rich_help_panel=OUTPUT,
-        ),
+        option(OUTPUT, metavar="HTML", help="Also a page on it, as mrbcr report; or a folder. Default: none."),
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.png",
-            help="Also a picture of before and after; with several inputs a folder for the pictures.",
-            rich_help_panel=OUTPUT,
-        ),
+        option(OUTPUT, metavar="PNG", help="Also a picture, before and after; or a folder. Default: none."),
     ] = None,
     tile_size: Annotated[
-        int | None, typer.Option(help="Block size in px. Default: by available memory.", rich_help_panel=RUN)
+        int | None, option(RUN, metavar="PX", help="Width of a block. Default: by the memory.")
     ] = None,
     tile_overlap: Annotated[
         int | None,
-        typer.Option(help="Context around a block in px (halo). Default: what the model needs.", rich_help_panel=RUN),
+        option(RUN, metavar="PX", help="Context around a block. Default: what the model needs."),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Planes run together. Default: 1.", rich_help_panel=RUN)
-    ] = None,
+    batch_size: Annotated[int | None, option(RUN, metavar="N", help="Planes run together. Default: 1.")] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.", rich_help_panel=RUN)
+        str | None,
+        option(RUN, metavar="NAME", complete=DEVICES, help="auto, cpu, cuda or cuda:N. Default: auto."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16. Default: fp32.", rich_help_panel=RUN)
+        str | None,
+        option(RUN, metavar="NAME", complete=PRECISIONS, help="fp32, bf16 or fp16. Default: fp32."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Blocks at a time. Default: the cores that memory allows.", rich_help_panel=RUN)
+        int | None, option(RUN, metavar="N", help="Blocks at a time. Default: the cores that memory allows.")
     ] = None,
     shard: ShardText = None,
     cluster: Cluster = None,
@@ -204,22 +225,16 @@ def deconvolve(
     queue: Queue = None,
     account: Account = None,
     job_extra: JobExtra = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, write nothing.", rich_help_panel=RUN)
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="YAML with any of these options; those given here win.", rich_help_panel=RUN
-        ),
-    ] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Remove blur from images: same axes, same scale, same intensity units, any size."""
     given = dict(locals())
-    apart = ("inputs", "output", "config", "as_json", "quiet", "debug", "dry_run", "shard")
+    apart = ("inputs", "output", "config", "as_json", "quiet", "debug", "dry_run", "shard", "help_all")
     options = {name: value for name, value in given.items() if name not in apart and value is not None}
     if "intensity_range" in options:
         options["range"] = options.pop("intensity_range")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from mrbcr_cli import cli_options as o
+from mrbcr_cli.cli_help import DEVICES, Taught, complete_model, option
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import InputError
 
@@ -20,14 +20,13 @@ FILES, PAIRS = "Files", "Pairs"
 MANY = ("--truth", "--input")
 """Options that take every file up to the next option, as a shell's glob gives them."""
 
-EPILOG = (
-    "Examples:  mrbcr evaluate restored/*.tif --truth truth/*.tif --figures figures   ·   "
-    "mrbcr evaluate restored/ --truth truth/ --input raw/ -o scores.json   ·   "
-    "mrbcr evaluate --pairs pairs.zarr -m widefield -m mine.safetensors -o scores.json --report scores.md"
-)
+EPILOG = """\
+mrbcr evaluate restored/*.tif --truth truth/*.tif --figures figures
+mrbcr evaluate restored/ --truth truth/ --input raw/ -o scores.json
+mrbcr evaluate --pairs pairs.zarr -m widefield -m mine.safetensors -o scores.json --report scores.md"""
 
 
-class ManyValues(TyperCommand):
+class ManyValues(Taught):
     """A command whose `MANY` options take several values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -52,10 +51,6 @@ def spread(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _text(panel: str, text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
-
-
 def evaluate(
     predictions: Annotated[
         list[str] | None,
@@ -68,65 +63,101 @@ def evaluate(
     ] = None,
     truth: Annotated[
         list[str] | None,
-        _text(FILES, "Their truths, in the same order, or a folder with the same names.", metavar="TRUTH..."),
+        option(
+            FILES,
+            metavar="TRUTH...",
+            help="Their truths, in the same order; or a folder, same names. Default: none.",
+        ),
     ] = None,
     input_: Annotated[
         list[str] | None,
-        _text(
+        option(
             FILES,
-            "What the predictions were made from, scored and drawn beside them. Default: none.",
             "--input",
             metavar="INPUT...",
+            help="What the predictions were made from, scored and drawn beside them. Default: none.",
         ),
     ] = None,
     per: Annotated[
-        str | None, _text(FILES, "One result per image (all planes together) or per plane. Default: image.")
+        str | None,
+        option(
+            FILES,
+            metavar="NAME",
+            complete=("image", "plane"),
+            help="One result per image (all planes together) or per plane. Default: image.",
+        ),
     ] = None,
     axes: Annotated[
         str | None,
-        _text(FILES, "Axes in the order on disk, e.g. TZCYX, for files that do not say. Default: as they say."),
+        option(FILES, metavar="AXES", help="Order of the axes on disk, e.g. TZCYX. Default: as the files say."),
     ] = None,
     pairs: Annotated[
-        Path | None, _text(PAIRS, "Zarr of mrbcr simulate pairs to evaluate models on.", metavar="ZARR")
+        Path | None,
+        option(PAIRS, metavar="ZARR", help="Pairs of mrbcr simulate pairs to evaluate models on. Default: none."),
     ] = None,
     model: Annotated[
         list[str] | None,
-        _text(PAIRS, "Embedded model or weights file; repeat to compare. Default: widefield.", "--model", "-m"),
+        option(
+            PAIRS,
+            "--model",
+            "-m",
+            metavar="MODEL",
+            complete=complete_model,
+            help="Embedded model or weights file; repeat to compare. Default: widefield.",
+        ),
     ] = None,
-    split: Annotated[str | None, _text(PAIRS, "train, validation or test. Default: test.")] = None,
-    limit: Annotated[int | None, _text(PAIRS, "Only the first so many pairs. Default: all of the split.")] = None,
+    split: Annotated[
+        str | None,
+        option(
+            PAIRS,
+            metavar="NAME",
+            complete=("train", "validation", "test"),
+            help="train, validation or test. Default: test.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, option(PAIRS, metavar="N", help="Only the first so many pairs. Default: all of the split.")
+    ] = None,
     baselines: Annotated[
         bool | None,
-        _text(
+        option(
             PAIRS,
-            "Also Richardson-Lucy and Wiener with the true PSF and background, at the best setting for the set and for "
-            "each image. Default: yes.",
             "--baselines/--no-baselines",
+            help="Also Richardson-Lucy and Wiener with the true PSF, at their best settings. Default: yes.",
         ),
     ] = None,
     psf: Annotated[
         Path | None,
-        _text(PAIRS, "PSF of the baselines (TIFF, npy, npz). Default: the pairs' own; needed where it was a file."),
+        option(
+            PAIRS,
+            metavar="FILE",
+            help="PSF of the baselines (TIFF, npy, npz). Default: the pairs' own.",
+        ),
     ] = None,
-    device: Annotated[str | None, _text(PAIRS, "auto, cpu, cuda or cuda:N, for models. Default: auto.")] = None,
+    device: Annotated[
+        str | None,
+        option(PAIRS, metavar="NAME", complete=DEVICES, help="Of models: auto, cpu, cuda or cuda:N. Default: auto."),
+    ] = None,
     output: Annotated[
-        Path | None, _text(o.OUTPUT, "All scores and totals, .json. Default: not written.", "--output", "-o")
+        Path | None,
+        option(o.OUTPUT, "--output", "-o", metavar="FILE", help="All scores and totals, .json. Default: none."),
     ] = None,
     csv: Annotated[
-        Path | None, _text(o.OUTPUT, "One line an image and method, .csv. Default: not written.", metavar="FILE.csv")
+        Path | None, option(o.OUTPUT, metavar="FILE", help="One line an image and method, .csv. Default: none.")
     ] = None,
     report: Annotated[
-        Path | None, _text(o.OUTPUT, "Tables in Markdown, .md. Default: not written.", metavar="FILE.md")
+        Path | None, option(o.OUTPUT, metavar="FILE", help="Tables in Markdown, .md. Default: none.")
     ] = None,
     figures: Annotated[
         Path | None,
-        _text(o.OUTPUT, "Folder for a PNG an image: methods, truth, errors. Default: none.", metavar="FOLDER"),
+        option(o.OUTPUT, metavar="FOLDER", help="A PNG an image: methods, truth, errors. Default: none."),
     ] = None,
     figure_count: Annotated[
-        int | None, _text(o.OUTPUT, "Most figures drawn, spread evenly over the images. Default: 8.")
+        int | None,
+        option(o.OUTPUT, metavar="N", help="Most figures drawn, spread evenly over the images. Default: 8."),
     ] = None,
     overwrite: o.Overwrite = False,
-    seed: Annotated[int | None, _text(o.RUN, "Seed of the confidence intervals. Default: 0.")] = None,
+    seed: Annotated[int | None, option(o.RUN, metavar="N", help="Of the confidence intervals. Default: 0.")] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

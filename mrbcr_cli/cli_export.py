@@ -11,23 +11,46 @@ from typing import Annotated
 import typer
 
 from mrbcr_cli import cli_options as o
+from mrbcr_cli.cli_help import complete_model, option
 from mrbcr_cli.console import Reporter
 
-EPILOG = (
-    "Examples:  mrbcr export widefield -o widefield.onnx   ·   mrbcr export mine.safetensors -o mine.zip --author "
-    "'Ada Lovelace'   ·   mrbcr deconvolve cells.tif -o sharp.tif -m mine.zip"
-)
+EPILOG = """\
+mrbcr export widefield -o widefield.onnx
+mrbcr export mine.safetensors -o mine.zip --author 'Ada Lovelace'
+mrbcr deconvolve cells.tif -o sharp.tif -m mine.zip  # a package is a model of this tool as well"""
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Embedded model, weights file or package.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .onnx, .zip or .safetensors.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Embedded model, weights file or package.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, option(o.OUTPUT, "--output", "-o", metavar="FILE", help="File to write: .onnx, .zip or .safetensors.")
+    ],
     format: Annotated[
         str | None,
-        typer.Option("--format", help="onnx, bioimageio or safetensors. Default: as the output's name says."),
+        option(
+            o.OUTPUT,
+            "--format",
+            metavar="NAME",
+            complete=("onnx", "bioimageio", "safetensors"),
+            help="onnx, bioimageio or safetensors. Default: as the output's name says.",
+        ),
     ] = None,
     author: Annotated[
-        list[str] | None, typer.Option("--author", help="Author of the weights, for bioimageio; may be repeated.")
+        list[str] | None,
+        option(
+            o.OUTPUT,
+            "--author",
+            metavar="NAME",
+            help="Of the weights, for bioimageio; repeat. Default: the developers, of embedded models.",
+        ),
     ] = None,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,

@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from mrbcr_cli import cli_options as o
+from mrbcr_cli.cli_help import option
 from mrbcr_cli.console import Reporter
 
-EPILOG = (
-    "Examples:  mrbcr deconvolve big.zarr -o sharp.ome.zarr --shard 0/3   (and 1/3, 2/3, at once or in turn)"
-    "   ·   mrbcr finish sharp.ome.zarr   ·   mrbcr finish sharp.ome.zarr --verify"
-)
+EPILOG = """\
+mrbcr deconvolve big.zarr -o sharp.ome.zarr --shard 0/2
+mrbcr deconvolve big.zarr -o sharp.ome.zarr --shard 1/2  # at once or in turn, here or elsewhere
+mrbcr finish sharp.ome.zarr
+mrbcr finish sharp.ome.zarr --verify"""
 
 
 def finish(
@@ -25,11 +27,11 @@ def finish(
     ],
     verify: Annotated[
         bool,
-        typer.Option(
+        option(
+            o.RUN,
             "--verify",
-            help="Read every block back and hold it against its checksum first; damaged ones are named and count as "
-            "not done. Also for an OME-Zarr that is finished.",
-            rich_help_panel=o.RUN,
+            help="First hold every block against its checksum; damaged ones are named and count as not done. Also for "
+            "an OME-Zarr that is finished.",
         ),
     ] = False,
     work_dir: o.WorkDir = None,

@@ -9,30 +9,44 @@ from typing import Annotated
 
 import typer
 
-from mrbcr_cli.cli_options import Axes, Debug, Series, SplitRgb
+from mrbcr_cli.cli_help import option
+from mrbcr_cli.cli_options import PLAN, Axes, Debug, JsonFacts, Model, Series, SplitRgb
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import IncompleteError, MrbcrError
+
+EPILOG = """\
+mrbcr info cells.ome.tif
+mrbcr info big.zarr --plan
+mrbcr info big.zarr --plan --measure  # once on a machine: later runs there take the fastest tiles"""
 
 
 def info(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Image to describe; - reads names from stdin.", show_default=False),
+        typer.Argument(
+            metavar="FILE...",
+            help="Images to describe: TIFF, OME-TIFF, OME-Zarr; folder or quoted glob of planes; - reads names from stdin.",
+            show_default=False,
+        ),
     ],
     axes: Axes = None,
     series: Series = None,
     split_rgb: SplitRgb = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Also how it would be deconvolved: blocks, halo, memory, time.")
+        bool, option(PLAN, "--plan", help="Also how it would be deconvolved: blocks, halo, memory, time.")
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="With --plan: try tile and batch sizes, remember the best for this machine."),
+        option(PLAN, "--measure", help="Try tile and batch sizes too; remember the best for this machine."),
     ] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of the plan. Default: widefield.")] = None,
-    tile_size: Annotated[int | None, typer.Option(help="Block size of the plan in px.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Workers of the plan.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a file.")] = False,
+    model: Model = None,
+    tile_size: Annotated[
+        int | None, option(PLAN, metavar="PX", help="Width of a block. Default: by the memory.")
+    ] = None,
+    workers: Annotated[
+        int | None, option(PLAN, metavar="N", help="Blocks at a time. Default: the cores that memory allows.")
+    ] = None,
+    as_json: JsonFacts = False,
     debug: Debug = False,
 ) -> None:
     """Show an image's axes, sizes, chunks and metadata; with --plan what deconvolving it would take."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from mrbcr_cli.cli_help import COMPRESSIONS, MESSAGES, MICROSCOPES, PRESETS, complete_model, option
 
-IMAGE, OPTICS, LAYERS, LIGHT, SAMPLING, SPECIMEN, CAMERA, OUTPUT, RUN, TALK = (
+IMAGE, OPTICS, LAYERS, LIGHT, SAMPLING, SPECIMEN, CAMERA, OUTPUT, PLAN, RUN, TALK = (
     "Image and selection",
     "Microscope",
     "Layers (Gibson-Lanni)",
@@ -20,147 +20,201 @@ IMAGE, OPTICS, LAYERS, LIGHT, SAMPLING, SPECIMEN, CAMERA, OUTPUT, RUN, TALK = (
     "Specimen",
     "Camera",
     "Output",
+    "Plan",
     "Running",
-    "Messages",
+    MESSAGES,
 )
 
 
-def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-Quiet = Annotated[bool, _option(TALK, "--quiet", "-q", help="Warnings and errors only.")]
-Json = Annotated[bool, _option(TALK, "--json", help="Events as JSON lines on stdout.")]
-Debug = Annotated[bool, _option(TALK, "--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, option(TALK, "--quiet", "-q", help="Warnings and errors only.")]
+Json = Annotated[bool, option(TALK, "--json", help="Events as JSON lines on stdout.")]
+JsonFacts = Annotated[bool, option(TALK, "--json", help="JSON on stdout.")]
+Debug = Annotated[bool, option(TALK, "--debug", help="Show the traceback of an error.")]
 Axes = Annotated[
     str | None,
-    _option(IMAGE, help="Axes in the order on disk, e.g. TZCYX, for files that do not say. Default: as the file says."),
+    option(IMAGE, metavar="AXES", help="Order of the axes on disk, e.g. TZCYX. Default: as the file says."),
 ]
 Series = Annotated[
     int | None,
-    _option(IMAGE, help="Which image of a file that holds several, from 0. Default: 0."),
+    option(IMAGE, metavar="N", help="Which image of a file that holds several, from 0. Default: 0."),
 ]
 SplitRgb = Annotated[
     bool | None,
-    _option(IMAGE, "--split-rgb", help="Treat red, green and blue as three channels."),
+    option(IMAGE, "--split-rgb", help="Treat red, green and blue as three channels."),
 ]
-Overwrite = Annotated[bool, _option(OUTPUT, "--overwrite", help="Replace an existing output.")]
-DryRun = Annotated[bool, _option(RUN, "--dry-run", help="Check everything, write nothing.")]
-PrintConfig = Annotated[bool, _option(RUN, "--print-config", help="Print the settings as YAML and stop.")]
+Overwrite = Annotated[bool, option(OUTPUT, "--overwrite", help="Replace an existing output.")]
+DryRun = Annotated[bool, option(RUN, "--dry-run", help="Check everything, write nothing.")]
+PrintConfig = Annotated[bool, option(RUN, "--print-config", help="Print the settings as YAML and stop.")]
 Config = Annotated[
     Path | None,
-    _option(RUN, "--config", "-c", help="YAML with any of these options; those given here win."),
+    option(RUN, "--config", "-c", metavar="YAML", help="File with any of these options (mrbcr init). Default: none."),
 ]
 MicroscopeKind = Annotated[
     str | None,
-    _option(
+    option(
         OPTICS,
-        help="widefield, confocal, two-photon, light-sheet or brightfield. Default: what --like says, else widefield.",
+        metavar="KIND",
+        complete=MICROSCOPES,
+        help="widefield, confocal, two-photon, light-sheet or brightfield. Default: as --like says, else widefield.",
     ),
 ]
 ModelName = Annotated[
     str | None,
-    _option(OPTICS, "--model", help="vectorial, scalar or born-wolf (paraxial). Default: vectorial."),
+    option(
+        OPTICS,
+        "--model",
+        metavar="NAME",
+        complete=("vectorial", "scalar", "born-wolf"),
+        help="vectorial, scalar or born-wolf (paraxial). Default: vectorial.",
+    ),
 ]
 PresetName = Annotated[
     str | None,
-    _option(OPTICS, help="Objective: 10x/0.3, 20x/0.75, 40x/1.2w, 63x/1.4oil or 100x/1.49tirf; other options win."),
+    option(
+        OPTICS,
+        metavar="NAME",
+        complete=PRESETS,
+        help="Objective: 10x/0.3, 20x/0.75, 40x/1.2w, 63x/1.4oil or 100x/1.49tirf. Default: none.",
+    ),
 ]
 Like = Annotated[
     Path | None,
-    _option(OPTICS, metavar="IMAGE", help="Take optics and pixel size from this image's OME metadata."),
+    option(OPTICS, metavar="IMAGE", help="Take optics and pixel from this image's OME metadata. Default: none."),
 ]
-Channel = Annotated[int | None, _option(OPTICS, help="Channel of --like, from 0. Default: 0.")]
-Na = Annotated[float | None, _option(OPTICS, help="Numerical aperture of the objective.")]
+Channel = Annotated[int | None, option(OPTICS, metavar="N", help="Channel of --like, from 0. Default: 0.")]
+Na = Annotated[
+    float | None, option(OPTICS, metavar="NA", help="Numerical aperture. Default: of --like or --preset; else needed.")
+]
 NaIllumination = Annotated[
     float | None,
-    _option(OPTICS, help="NA of the light sheet (default 0.1) or of the condenser (brightfield; default 0.7 NA)."),
+    option(OPTICS, metavar="NA", help="NA of light sheet or condenser. Default: sheet 0.1; condenser 0.7 of --na."),
 ]
 Sheet = Annotated[
-    str | None, _option(OPTICS, help="Light sheet: gaussian, or swept (a uniform aperture). Default: gaussian.")
+    str | None,
+    option(
+        OPTICS,
+        metavar="NAME",
+        rare=True,
+        complete=("gaussian", "swept"),
+        help="Light sheet: gaussian, or swept (a uniform aperture). Default: gaussian.",
+    ),
 ]
 PinholeAu = Annotated[
-    float | None, _option(OPTICS, help="Confocal pinhole diameter in Airy units (1.22 lambda/NA). Default: 1.")
+    float | None,
+    option(OPTICS, metavar="AU", help="Confocal pinhole, diameter in Airy units (1.22 lambda/NA). Default: 1."),
 ]
 Fresnel = Annotated[
     bool | None,
-    _option(OPTICS, "--fresnel/--no-fresnel", help="Losses at the coverslip's faces (vectorial). Default: yes."),
+    option(
+        OPTICS, "--fresnel/--no-fresnel", rare=True, help="Losses at the coverslip's faces (vectorial). Default: yes."
+    ),
 ]
 Aplanatic = Annotated[
     bool | None,
-    _option(OPTICS, "--aplanatic/--uniform", help="Scalar: amplitude 1/sqrt(cos) over the pupil. Default: uniform."),
+    option(
+        OPTICS, "--aplanatic/--uniform", rare=True, help="Scalar: amplitude 1/sqrt(cos) over the pupil. Default: no."
+    ),
 ]
 ZernikeText = Annotated[
     str | None,
-    _option(
+    option(
         OPTICS,
         metavar="J=W,...",
-        help="Aberrations, e.g. 4=0.1,11=-0.05: OSA/ANSI index = RMS waves of the emission (two-photon: excitation).",
+        help="Aberrations, e.g. 4=0.1,11=-0.05: OSA/ANSI index = RMS waves of the emission (two-photon: excitation). "
+        "Default: none.",
     ),
 ]
 Ni = Annotated[
     float | None,
-    _option(LAYERS, help="Index of the immersion. Default: 1.0 below NA 0.95, else 1.515; announced."),
+    option(LAYERS, metavar="INDEX", help="Of the immersion. Default: 1.0 below NA 0.95, else 1.515."),
 ]
-Ns = Annotated[float | None, _option(LAYERS, help="Index of the sample. Default: as the immersion.")]
-Ng = Annotated[float | None, _option(LAYERS, help="Index of the coverslip. Default: 1.515.")]
-Tg = Annotated[float | None, _option(LAYERS, help="Thickness of the coverslip, um. Default: 170.")]
-Depth = Annotated[float | None, _option(LAYERS, help="Emitter below the coverslip, um. Default: 0.")]
-NiDesign = Annotated[float | None, _option(LAYERS, help="Immersion index of the lens's design. Default: as --ni.")]
-NgDesign = Annotated[float | None, _option(LAYERS, help="Coverslip index of the design. Default: as --ng.")]
-TgDesign = Annotated[float | None, _option(LAYERS, help="Coverslip thickness of the design, um. Default: as --tg.")]
+Ns = Annotated[float | None, option(LAYERS, metavar="INDEX", help="Index of the sample. Default: as the immersion.")]
+Ng = Annotated[float | None, option(LAYERS, metavar="INDEX", rare=True, help="Index of the coverslip. Default: 1.515.")]
+Tg = Annotated[float | None, option(LAYERS, metavar="UM", rare=True, help="Thickness of the coverslip. Default: 170.")]
+Depth = Annotated[float | None, option(LAYERS, metavar="UM", help="Emitter below the coverslip. Default: 0.")]
+NiDesign = Annotated[
+    float | None,
+    option(LAYERS, metavar="INDEX", rare=True, help="Index of the immersion the lens is made for. Default: as --ni."),
+]
+NgDesign = Annotated[
+    float | None,
+    option(LAYERS, metavar="INDEX", rare=True, help="Index of the coverslip the lens is made for. Default: as --ng."),
+]
+TgDesign = Annotated[
+    float | None,
+    option(LAYERS, metavar="UM", rare=True, help="Coverslip that the lens is made for. Default: as --tg."),
+]
 WorkingDistance = Annotated[
-    float | None, _option(LAYERS, help="Immersion layer of the design, um; matters off design only. Default: 150.")
+    float | None,
+    option(
+        LAYERS, metavar="UM", rare=True, help="Immersion layer of the design; matters off design only. Default: 150."
+    ),
 ]
 Wavelength = Annotated[
-    float | None, _option(LIGHT, help="Emission (or transmitted) wavelength in vacuum, nm. Default: 520; announced.")
+    float | None,
+    option(LIGHT, metavar="NM", help="Emission (or transmitted) in vacuum. Default: of --like, else 520; announced."),
 ]
 WavelengthEx = Annotated[
     float | None,
-    _option(LIGHT, "--wavelength-ex", help="Excitation in vacuum, nm: confocal, two-photon, light-sheet."),
+    option(
+        LIGHT,
+        "--wavelength-ex",
+        metavar="NM",
+        help="Excitation in vacuum: confocal, two-photon, light-sheet. Default: of --like, else none.",
+    ),
 ]
 Pixel = Annotated[
-    float | None, _option(SAMPLING, help="Pixel in the specimen, um. Default: that of --like, else just below Nyquist.")
+    float | None,
+    option(SAMPLING, metavar="UM", help="Pixel in the specimen. Default: of --like, else just below Nyquist."),
 ]
 ZStep = Annotated[
     float | None,
-    _option(SAMPLING, help="Distance of planes (stage), um. Default: that of --like, else just below Nyquist."),
+    option(SAMPLING, metavar="UM", help="Distance of planes (stage). Default: of --like, else just below Nyquist."),
 ]
-Qe = Annotated[float | None, _option(CAMERA, help="Quantum efficiency, electrons per photon. Default: 0.8.")]
-Gain = Annotated[float | None, _option(CAMERA, help="Counts per electron. Default: 2.")]
-Offset = Annotated[float | None, _option(CAMERA, help="Camera offset, counts. Default: 100.")]
-ReadNoise = Annotated[float | None, _option(CAMERA, help="Read noise, electrons RMS. Default: 1.6.")]
-Dark = Annotated[float | None, _option(CAMERA, help="Dark current, electrons per exposure. Default: 0.")]
-BitDepth = Annotated[int | None, _option(CAMERA, help="Bits of the counts, 1 to 16. Default: 16.")]
+Qe = Annotated[float | None, option(CAMERA, metavar="SHARE", help="Electrons per photon. Default: 0.8.")]
+Gain = Annotated[float | None, option(CAMERA, metavar="X", help="Counts per electron. Default: 2.")]
+Offset = Annotated[float | None, option(CAMERA, metavar="COUNTS", help="Counts without light. Default: 100.")]
+ReadNoise = Annotated[float | None, option(CAMERA, metavar="ELECTRONS", help="Read noise, RMS. Default: 1.6.")]
+Dark = Annotated[float | None, option(CAMERA, metavar="ELECTRONS", help="Dark current, an exposure. Default: 0.")]
+BitDepth = Annotated[int | None, option(CAMERA, metavar="BITS", help="Of the counts, 1 to 16. Default: 16.")]
 Scmos = Annotated[
-    bool | None, _option(CAMERA, "--scmos", help="Per-pixel maps of offset, gain and read noise, drawn from the seed.")
+    bool | None, option(CAMERA, "--scmos", help="Per-pixel maps of offset, gain and read noise, drawn from the seed.")
 ]
-Seed = Annotated[int | None, _option(RUN, help="Seed: the same gives the same bytes. Default: 0.")]
+Seed = Annotated[int | None, option(RUN, metavar="N", help="Seed; the same gives the same bytes. Default: 0.")]
 ShardText = Annotated[
     str | None,
-    _option(
+    option(
         RUN,
         "--shard",
         metavar="I/N",
-        help="Do share I of N alone, I from 0 to N-1; auto: as SLURM says of its job array. Shards may run at once; "
-        "mrbcr finish OUTPUT ends the run.",
+        help="Do share I of N (I from 0); auto: as SLURM says. mrbcr finish ends the run. Default: all.",
     ),
 ]
-Workers = Annotated[int | None, _option(RUN, help="Processes at a time. Default: the cores. Changes no byte.")]
+Workers = Annotated[
+    int | None, option(RUN, metavar="N", help="Processes at a time; changes no byte. Default: the cores.")
+]
+Model = Annotated[
+    str | None,
+    option(PLAN, "--model", "-m", metavar="MODEL", complete=complete_model, help="Of the plan. Default: widefield."),
+]
+Compression = Annotated[
+    str | None,
+    option(OUTPUT, metavar="NAME", complete=COMPRESSIONS, help="Of TIFF: zstd, deflate or none. Default: zstd."),
+]
 
 OutputPlace = Annotated[
     str,
-    _option(OUTPUT, "--output", "-o", help="File to write (.ome.zarr, .ome.tif), or a folder; OME-Zarr also to a URL."),
+    option(OUTPUT, "--output", "-o", metavar="FILE", help="Output (.ome.zarr, .ome.tif; a URL), or folder."),
 ]
 WorkDir = Annotated[
     Path | None,
-    _option(
+    option(
         OUTPUT,
         "--work-dir",
         metavar="FOLDER",
         envvar="MRBCR_WORK_DIR",
-        help="Of an OUTPUT at a URL: where its working folder (what is done) lies; for shards and --cluster on a "
-        "disk that all share. Default: here.",
+        show_envvar=False,
+        help="What is done lies here while OUTPUT is at a URL. Default: MRBCR_WORK_DIR, else here.",
     ),
 ]
 

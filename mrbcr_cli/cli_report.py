@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from mrbcr_cli import cli_options as o
+from mrbcr_cli.cli_help import option
 from mrbcr_cli.console import Reporter
 
-EPILOG = (
-    "Examples:  mrbcr report cells_sharp.ome.zarr   ·   mrbcr report sharp.ome.tif --input /archive/cells.tif -o "
-    "sharp.html --preview sharp.png"
-)
+EPILOG = """\
+mrbcr report cells_sharp.ome.zarr
+mrbcr report sharp.ome.tif --input /archive/cells.tif -o sharp.html --preview sharp.png  # the input has moved
+mrbcr deconvolve cells.tif -o cells_sharp.ome.zarr --report cells.html  # at once"""
 
 
 def report(
@@ -25,41 +26,41 @@ def report(
     ],
     source: Annotated[
         str | None,
-        typer.Option("--input", help="Its input. Default: where the output says that it was.", rich_help_panel=o.IMAGE),
+        option(o.IMAGE, "--input", metavar="FILE", help="Its input. Default: where the output says that it was."),
     ] = None,
     channels: Annotated[
         str | None,
-        typer.Option(help="Channels of the output to show, e.g. 0,2; at most 4.", rich_help_panel=o.IMAGE),
+        option(o.IMAGE, metavar="LIST", help="Channels of the output, from 0, e.g. 0,2. Default: the first 4."),
     ] = None,
     t: Annotated[
         str | None,
-        typer.Option(
+        option(
+            o.IMAGE,
             "--t",
-            help="Time points to show, e.g. 0,10; channels times time points at most 12. Default: evenly spread.",
-            rich_help_panel=o.IMAGE,
+            metavar="LIST",
+            help="Time points, from 0, e.g. 0,10; with channels at most 12 views. Default: evenly spread.",
         ),
     ] = None,
     psf: Annotated[
         Path | None,
-        typer.Option(
-            help="PSF (TIFF, npy, npz) to blur the output again with. Default: that of the run, else one simulated "
-            "from the input's metadata.",
-            rich_help_panel=o.IMAGE,
+        option(
+            o.IMAGE,
+            metavar="FILE",
+            help="PSF to blur the output again with. Default: that of the run, else one by the input's metadata.",
         ),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            o.OUTPUT,
             "--output",
             "-o",
-            metavar="FILE.html",
+            metavar="HTML",
             help="The page. Default: OUTPUT_report.html beside OUTPUT; of one at a URL, here.",
-            rich_help_panel=o.OUTPUT,
         ),
     ] = None,
     preview: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.png", help="Also a picture of before and after.", rich_help_panel=o.OUTPUT),
+        Path | None, option(o.OUTPUT, metavar="PNG", help="Also a picture of before and after. Default: none.")
     ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

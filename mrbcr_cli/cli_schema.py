@@ -5,8 +5,12 @@ Invariant: as in `cli.py`: heavy imports happen inside the command that needs th
 
 from __future__ import annotations
 
+from mrbcr_cli import cli_options as o
 
-def schema() -> None:
+EPILOG = "mrbcr schema > mrbcr-events.schema.json"
+
+
+def schema(debug: o.Debug = False) -> None:
     """Print the JSON Schema of the events that --json writes, one object a line, for programs that read them."""
     import json
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mrbcr_cli import cli_options as o
+from mrbcr_cli.cli_help import HelpAll, option
 from mrbcr_cli.cli_options import given
 from mrbcr_cli.cli_simulate_pairs import EPILOG as PAIRS_EPILOG
 from mrbcr_cli.cli_simulate_pairs import pairs
@@ -24,41 +25,38 @@ simulate_app = typer.Typer(
 )
 simulate_app.command("pairs", epilog=PAIRS_EPILOG)(pairs)
 simulate_app.command("stack", epilog=STACK_EPILOG)(stack)
+BEADS = "Beads (measured instead of computed)"
 
 
 @simulate_app.command(
     "psf",
-    epilog="Examples:  mrbcr simulate psf -o psf.ome.tif --preset 63x/1.4oil --ns 1.33 --depth 5   ·   "
-    "mrbcr simulate psf -o psf.ome.tif --like cells.ome.tif --figure psf.png   ·   "
+    epilog="mrbcr simulate psf -o psf.ome.tif --preset 63x/1.4oil --ns 1.33 --depth 5 --wavelength 520\n"
+    "mrbcr simulate psf -o psf.ome.tif --like cells.ome.tif --figure psf.png\n"
     "mrbcr simulate psf -o psf.ome.tif --from-beads beads.tif --bead-diameter 0.1",
 )
 def psf(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="PSF to write: .ome.tif, .ome.zarr or .npz.", rich_help_panel=o.OUTPUT),
+        option(o.OUTPUT, "--output", "-o", metavar="FILE", help="PSF to write: .ome.tif, .ome.zarr or .npz."),
     ],
     from_beads: Annotated[
         Path | None,
-        typer.Option(metavar="IMAGE", help="Measure the PSF from this image of beads.", rich_help_panel="Beads"),
+        option(BEADS, metavar="IMAGE", help="Measure the PSF from this image of beads. Default: none."),
     ] = None,
     bead_diameter: Annotated[
         float | None,
-        typer.Option(
-            help="Diameter of the beads, um: divided out. Default: taken for points.", rich_help_panel="Beads"
-        ),
+        option(BEADS, metavar="UM", help="Of the beads: divided out. Default: taken for points."),
     ] = None,
     min_snr: Annotated[
-        float | None, typer.Option(help="Dimmer beads are rejected. Default: 8.", rich_help_panel="Beads")
+        float | None, option(BEADS, metavar="X", help="Beads below this signal to noise are rejected. Default: 8.")
     ] = None,
     saturation: Annotated[
         float | None,
-        typer.Option(help="Count from which a bead is clipped. Default: found in the image.", rich_help_panel="Beads"),
+        option(BEADS, metavar="COUNTS", help="From which a bead is clipped. Default: found in the image."),
     ] = None,
     voxel: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(
-            "--voxel", metavar="Z Y X", help="Voxel of the bead image, um, where it is silent.", rich_help_panel="Beads"
-        ),
+        option(BEADS, "--voxel", metavar="Z Y X", help="Of the bead image, um. Default: as the file says."),
     ] = None,
     preset: o.PresetName = None,
     microscope: o.MicroscopeKind = None,
@@ -87,38 +85,46 @@ def psf(
     z_step: o.ZStep = None,
     shape: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(
+        option(
+            o.SAMPLING,
             metavar="Z Y X",
             help="Voxels; odd: one is the middle. Default: 33 planes, as wide as their light; beads: by the data.",
-            rich_help_panel=o.SAMPLING,
         ),
     ] = None,
     sampling: Annotated[
         str | None,
-        typer.Option(
+        option(
+            o.SAMPLING,
+            metavar="NAME",
+            complete=("pixel", "point"),
+            rare=True,
             help="pixel (mean over it) or point (value at its centre). Default: pixel; confocal, two-photon: point.",
-            rich_help_panel=o.SAMPLING,
         ),
     ] = None,
     centring: Annotated[
         str | None,
-        typer.Option(
+        option(
+            o.SAMPLING,
+            metavar="NAME",
+            complete=("voxel", "between"),
+            rare=True,
             help="Centre of even sizes: voxel (index n/2) or between (half-way). Default: even is refused.",
-            rich_help_panel=o.SAMPLING,
         ),
     ] = None,
     normalize: Annotated[
-        str | None, typer.Option(help="sum or max is 1. Default: sum.", rich_help_panel=o.OUTPUT)
+        str | None,
+        option(o.OUTPUT, metavar="NAME", complete=("sum", "max"), help="sum or max is 1. Default: sum."),
     ] = None,
     figure: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Also draw the three sections and profiles.", rich_help_panel=o.OUTPUT),
+        option(o.OUTPUT, metavar="PNG", help="Also draw the three sections and profiles. Default: none."),
     ] = None,
     overwrite: o.Overwrite = False,
     config: o.Config = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Compute a point spread function from the objective's numbers, or measure it from beads."""
     options = given(dict(locals()), *o.OPTICS_NAMES, "shape", "sampling", "centring", "normalize")

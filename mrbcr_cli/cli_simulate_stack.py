@@ -8,16 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mrbcr_cli import cli_options as o
+from mrbcr_cli.cli_help import KINDS, HelpAll, option
 from mrbcr_cli.cli_options import given
 from mrbcr_cli.console import Reporter, command_line
 
-EPILOG = (
-    "Examples:  mrbcr simulate stack -o nuclei.ome.zarr --specimen nuclei --shape 64 1024 1024 --preset 63x/1.4oil "
-    "--ns 1.33 --depth 3   ·   mrbcr simulate stack -o seen.ome.tif --source sharp.tif --na 1.2 --ni 1.33 --photons 200"
-)
+EPILOG = """\
+mrbcr simulate stack -o nuclei.ome.zarr --specimen nuclei --shape 64 1024 1024 --preset 63x/1.4oil
+mrbcr simulate stack -o deep.ome.zarr --specimen mixed --shape 32 512 512 --na 1.2 --ni 1.33 --depth 20
+mrbcr simulate stack -o seen.ome.tif --source sharp.tif --na 1.2 --ni 1.33 --photons 200"""
 _SETTINGS = (
     *o.OPTICS_NAMES,
     *("qe", "gain", "offset", "read_noise", "dark", "bit_depth", "scmos"),
@@ -28,62 +27,56 @@ _SETTINGS = (
 
 def stack(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Stack to write: .ome.zarr or .ome.tif.", rich_help_panel=o.OUTPUT)
+        Path, option(o.OUTPUT, "--output", "-o", metavar="FILE", help="Stack to write: .ome.zarr or .ome.tif.")
     ],
     specimen: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND[:STYLE][=LIGHT],...",
-            help="beads, filaments, membranes, vesicles, nuclei, cytoplasm, targets or mixed; several are added up, "
-            "each LIGHT times as bright as usual (default 1).",
-            rich_help_panel=o.SPECIMEN,
+        option(
+            o.SPECIMEN,
+            metavar="KIND,...",
+            complete=KINDS,
+            help="beads, filaments, membranes, vesicles, nuclei, cytoplasm, targets or mixed, added up; "
+            "KIND:STYLE=2 is one style, twice as bright. Default: none; this or --source.",
         ),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            o.SPECIMEN,
             metavar="VOLUME",
-            help="A sharp volume of your own instead (TIFF, OME-Zarr; one channel); it also sets shape and voxel.",
-            rich_help_panel=o.SPECIMEN,
+            help="A sharp volume of your own (TIFF, OME-Zarr; one channel); sets shape and voxel too. Default: none.",
         ),
     ] = None,
     density: Annotated[
         float | None,
-        typer.Option(
-            help="How many structures, against the usual, 0.01 to 100. Default: 1.", rich_help_panel=o.SPECIMEN
-        ),
+        option(o.SPECIMEN, metavar="X", help="How many structures, against the usual, 0.01 to 100. Default: 1."),
     ] = None,
     size: Annotated[
         float | None,
-        typer.Option(help="How large they are, against the usual, 0.2 to 5. Default: 1.", rich_help_panel=o.SPECIMEN),
+        option(o.SPECIMEN, metavar="X", help="How large they are, against the usual, 0.2 to 5. Default: 1."),
     ] = None,
     thickness: Annotated[
         float | None,
-        typer.Option(
-            help="Thickness of the specimen, um, about the middle plane. Default: the stack's depth.",
-            rich_help_panel=o.SPECIMEN,
-        ),
+        option(o.SPECIMEN, metavar="UM", help="Of the specimen, about the middle plane. Default: the stack's depth."),
     ] = None,
     photons: Annotated[
         float | None,
-        typer.Option(
-            help="Photons a pixel at the peak (99.99th percentile); brightfield: without specimen. Default: 500.",
-            rich_help_panel=o.LIGHT,
+        option(
+            o.LIGHT,
+            metavar="PHOTONS",
+            help="A pixel at the peak (99.99th percentile); brightfield: without specimen. Default: 500.",
         ),
     ] = None,
     background: Annotated[
-        float | None, typer.Option(help="Photons a pixel everywhere. Default: 20.", rich_help_panel=o.LIGHT)
+        float | None, option(o.LIGHT, metavar="PHOTONS", help="A pixel, everywhere. Default: 20.")
     ] = None,
     absorption: Annotated[
         float | None,
-        typer.Option(
-            help="Brightfield: share of the light that the densest column absorbs. Default: 0.3.",
-            rich_help_panel=o.LIGHT,
-        ),
+        option(o.LIGHT, metavar="SHARE", help="Brightfield: what the densest column absorbs. Default: 0.3."),
     ] = None,
     phase: Annotated[
         float | None,
-        typer.Option(help="Brightfield: delay of the densest column, radian. Default: 0.3.", rich_help_panel=o.LIGHT),
+        option(o.LIGHT, metavar="RADIAN", help="Brightfield: delay of the densest column. Default: 0.3."),
     ] = None,
     preset: o.PresetName = None,
     microscope: o.MicroscopeKind = None,
@@ -110,11 +103,7 @@ def stack(
     working_distance: o.WorkingDistance = None,
     shape: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(
-            metavar="Z Y X",
-            help="Size of the stack, voxels. No default: needed, except with --source.",
-            rich_help_panel=o.SAMPLING,
-        ),
+        option(o.SAMPLING, metavar="Z Y X", help="Voxels of the stack. Default: none; needed, except with --source."),
     ] = None,
     pixel: o.Pixel = None,
     z_step: o.ZStep = None,
@@ -127,28 +116,24 @@ def stack(
     scmos: o.Scmos = None,
     truth: Annotated[
         Path | None,
-        typer.Option(
-            metavar="NAME",
-            help="The specimen's light as an image of its own. Default: OUTPUT with _truth in its name.",
-            rich_help_panel=o.OUTPUT,
-        ),
+        option(o.OUTPUT, metavar="FILE", help="The specimen's light as an image. Default: _truth in OUTPUT's name."),
     ] = None,
-    no_truth: Annotated[
-        bool | None, typer.Option("--no-truth", help="Do not write the truth.", rich_help_panel=o.OUTPUT)
-    ] = None,
+    no_truth: Annotated[bool | None, option(o.OUTPUT, "--no-truth", help="Do not write the truth.")] = None,
     truth_dtype: Annotated[
-        str | None, typer.Option(help="float32 or uint16 (rounded). Default: float32.", rich_help_panel=o.OUTPUT)
+        str | None,
+        option(
+            o.OUTPUT,
+            metavar="TYPE",
+            complete=("float32", "uint16"),
+            rare=True,
+            help="float32 or uint16 (rounded). Default: float32.",
+        ),
     ] = None,
     truth_fwhm: Annotated[
         float | None,
-        typer.Option(
-            help="Blur the truth by a Gaussian of this FWHM along z, y and x, um. Default: not blurred.",
-            rich_help_panel=o.OUTPUT,
-        ),
+        option(o.OUTPUT, metavar="UM", rare=True, help="Blur the truth by a Gaussian this wide. Default: not blurred."),
     ] = None,
-    compression: Annotated[
-        str | None, typer.Option(help="Of TIFF: zstd, deflate or none. Default: zstd.", rich_help_panel=o.OUTPUT)
-    ] = None,
+    compression: o.Compression = None,
     overwrite: o.Overwrite = False,
     seed: o.Seed = None,
     workers: o.Workers = None,
@@ -157,6 +142,7 @@ def stack(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Image a three-dimensional specimen by a microscope and a camera: a stack of any size, with its truth."""
     options = given(dict(locals()), *_SETTINGS)

@@ -22,7 +22,7 @@ _SLURM_ONLY = (
 class ClusterSettings(BaseModel):
     """The options of `--cluster`, each with its name on the command line; a base of DeconvolveSettings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     cluster: str | None = None
     """None: threads of this process. "local", "slurm", or the address or scheduler file of a dask scheduler."""
@@ -43,9 +43,9 @@ class ClusterSettings(BaseModel):
     job_extra: tuple[str, ...] = ()
     """Further #SBATCH directives, such as --constraint=avx512."""
     job_prologue: tuple[str, ...] = ()
-    """Lines of shell before the worker starts (module load, activate); YAML only."""
+    """Lines of shell before the worker starts (module load, activate). Default: none."""
     interface: str | None = None
-    """Network interface by which workers reach the scheduler, such as ib0; YAML only."""
+    """Network interface by which workers reach the scheduler, such as ib0. Default: the system's."""
 
     @property
     def kind(self) -> ClusterKind:

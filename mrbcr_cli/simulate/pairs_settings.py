@@ -76,7 +76,7 @@ Span = Annotated[Range, BeforeValidator(_as_range)]
 class PairsSettings(BaseModel):
     """All options of `mrbcr simulate pairs` except the output."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     count: Annotated[int, Field(ge=1, le=10_000_000)] = 2000
     patch: Annotated[int, Field(ge=16, le=2048)] = 128
@@ -115,7 +115,7 @@ class PairsSettings(BaseModel):
     aberration: Span = (0.0, 0.0)
     """RMS waves over random Zernike terms 3, 5 to 12 (not defocus)."""
     zernike: dict[int, Span] = Field(default_factory=dict)
-    """Ranges of single OSA/ANSI terms, RMS waves."""
+    """Ranges of single OSA/ANSI terms, RMS waves. Default: none."""
     pinhole_au: Span = (1.0, 1.0)
     na_illumination: Span | None = None
 

@@ -23,7 +23,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class TrainSettings(BaseModel):
     """All options of `mrbcr train` except the output."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     simulate: PairsSettings | None = None
     """Settings of `simulate pairs`: data are simulated while the network trains."""
@@ -40,7 +40,7 @@ class TrainSettings(BaseModel):
 
     model: Literal["mrbcr", "published"] = "mrbcr"
     network: dict[str, Any] = Field(default_factory=dict)
-    """Constructor settings of the network."""
+    """Constructor settings of the network. Default: those of the embedded models."""
     init: str | None = None
     """Embedded model or weights file to start from."""
 
@@ -53,13 +53,13 @@ class TrainSettings(BaseModel):
     patch: Annotated[int, Field(ge=LEAST_PATCH_PX, le=2048)] | None = None
     """px, a multiple of 16. None: 192, and at most what stored pairs have."""
     bordered: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of the steps whose patches are whole images, continued by reflection."""
+    """Share of the steps whose patches are whole images, continued by reflection. Default: 0.25."""
     pool: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Simulated fields kept at a time."""
     fresh: Annotated[float, Field(ge=0, le=1000)] = 0.25
     """Fields replaced by new ones a step."""
     field: Annotated[int, Field(ge=64, le=4096)] = 240
-    """Simulated field, px; patches are cut from it."""
+    """Simulated field, px; patches are cut from it. Default: 240."""
 
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
@@ -73,7 +73,7 @@ class TrainSettings(BaseModel):
     scale_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     exact: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Share of the run, its end, in fp32 whatever `precision`."""
+    """Share of the run, its end, in fp32 whatever `precision`. Default: 0.2."""
 
     every: Annotated[int, Field(ge=1)] = 1000
     """Steps between validations and checkpoints."""
@@ -85,10 +85,14 @@ class TrainSettings(BaseModel):
 
     name: str = "trained"
     domain: str = ""
+    """Which images the weights are for, for their card. Default: not said."""
     trained_on: str = ""
+    """What they were trained on, for their card. Default: not said."""
     licence: str = "MIT"
+    """Of the weights, for their card. Default: MIT."""
     limits: dict[str, tuple[float, float]] | None = None
-    """What the card of the weights says; images are checked against `limits` (fwhm_px, photons, read_noise_e)."""
+    """Domain of the weights, for their card: images are checked against it (fwhm_px, photons, read_noise_e).
+    Default: none."""
 
     @field_validator("pairs", mode="before")
     @classmethod
