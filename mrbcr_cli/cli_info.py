@@ -25,7 +25,8 @@ def info(
         list[str],
         typer.Argument(
             metavar="FILE...",
-            help="Images to describe: TIFF, OME-TIFF, OME-Zarr; folder or quoted glob of planes; - reads names from stdin.",
+            help="Images to describe: TIFF, OME-TIFF, OME-Zarr; folder or quoted glob of planes; - reads names from "
+            "stdin.",
             show_default=False,
         ),
     ],
