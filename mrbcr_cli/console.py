@@ -122,6 +122,7 @@ class _Heartbeat(Progress):
         super().__init__(total, done, clock)
         self._label, self._unit, self._say = label, unit, say
         self._last = self._start
+        self._said = -1
 
     def _show(self) -> None:
         if self._clock() - self._last >= HEARTBEAT_S:
@@ -129,11 +130,13 @@ class _Heartbeat(Progress):
             self._line()
 
     def _line(self) -> None:
+        self._said = self.done
         self._say(f"{self._label}: {self.done} of {self.total} {self._unit}, {self.rate()}")
 
     def finish(self) -> None:
         """Say the last state once."""
-        self._line()
+        if self._said != self.done:
+            self._line()
 
 
 class _Bar(Progress):

@@ -26,7 +26,7 @@ from mrbcr_cli.train.journal import read_log
 from mrbcr_cli.train.loop import learning_rate
 from mrbcr_cli.train.loss import LossSettings, loss_of
 from mrbcr_cli.train.state import Average
-from mrbcr_cli.train.stored import read_folder_pairs, read_npz_pairs, read_zarr_pairs
+from mrbcr_cli.train.stored import read_folder_pairs, read_npz_pairs, read_zarr_pairs, unlike_units
 from mrbcr_cli.train.train_settings import TrainSettings
 from mrbcr_cli.weights import build_network, load_weights
 
@@ -637,3 +637,14 @@ def test_tensorboard_gets_every_line_of_the_log(stored: Path, tmp_path: Path, mo
     assert train(tmp_path / "run", "--pairs", stored / "p.zarr", "--tensorboard") == 0
     assert {step for name, step in Board.scalars if name == "loss"} == {2, 4, 6, 8}
     assert {step for name, step in Board.scalars if name == "validation_psnr"} == {4, 8}
+
+
+def test_targets_in_other_units_are_said() -> None:
+    """Truths of another camera, or in photons where counts were recorded: no affine map of the input reaches them."""
+    rng = np.random.default_rng(0)
+    recorded = tuple(rng.poisson(100, (32, 32)).astype(np.uint16) for _ in range(3))
+    names = ("a", "b", "c")
+    assert unlike_units(PairSet(recorded, tuple(2 * image for image in recorded), names)) is None
+    for wrong in (lambda image: image * 1000.0, lambda image: image / 65535, lambda image: image + 5000.0):
+        said = unlike_units(PairSet(recorded, tuple(map(wrong, recorded)), names))
+        assert said is not None and "same units" in said

@@ -39,7 +39,7 @@ from mrbcr_cli.train.group import Group, join_group, local_rank
 from mrbcr_cli.train.journal import Journal
 from mrbcr_cli.train.loop import Course, Log, new_run, train
 from mrbcr_cli.train.state import Run, read_checkpoint
-from mrbcr_cli.train.stored import read_folder_pairs, read_npz_pairs, read_zarr_pairs
+from mrbcr_cli.train.stored import read_folder_pairs, read_npz_pairs, read_zarr_pairs, unlike_units
 from mrbcr_cli.weights import WeightsCard, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -210,6 +210,8 @@ def _go(
     if run.step:
         reporter.info(f"{folder}: going on from step {run.step}")
     else:
+        if isinstance(data.train, PairSet) and group.writes and (unlike := unlike_units(data.train)):
+            reporter.warn(unlike)
         reporter.info(f"{folder}: training {settings.model} on {data.words}, on {course.device}")
     length, unit, done = settings.steps, "steps", run.step
     if settings.minutes is not None:

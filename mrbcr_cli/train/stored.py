@@ -23,6 +23,10 @@ _BYTES_PER_PIXEL = 6
 """Of a pair in memory: counts and target."""
 _LOW, _HIGH = ("low", "input"), ("gt", "target")
 """Names of the arrays of an NPZ."""
+_LOOKED_AT = 16
+"""Pairs whose units are compared."""
+_MOST_OF_WIDTH, _MOST_OF_SHIFT = 20.0, 2.0
+"""Of the range of the recorded image: what sharpening makes of it in the domain of the models is a tenth of these."""
 
 
 def read_zarr_pairs(paths: Sequence[Path], validation_limit: int) -> tuple[PairSet, PairSet]:
@@ -200,3 +204,25 @@ def _checked(pairs: PairSet, where: str) -> PairSet:
     if equal == len(pairs.names):
         raise InputError(f"{where}: inputs and targets are the same images; there is nothing to learn")
     return pairs
+
+
+def unlike_units(pairs: PairSet) -> str | None:
+    """What is to be said where the targets are not in the units of what was recorded; None where they seem to be.
+
+    One affine map, that of the recorded image, scales both, so targets in other units cannot be learned.
+    """
+    looked_at = _thinned(pairs, _LOOKED_AT)
+    widths, shifts = [], []
+    for recorded, target in zip(looked_at.recorded, looked_at.target, strict=True):
+        low, middle, high = (float(v) for v in np.percentile(recorded, (0.1, 50, 99.9)))
+        of_target = [float(v) for v in np.percentile(target, (0.1, 50, 99.9))]
+        width = max(high - low, 1e-12)
+        widths.append((of_target[2] - of_target[0]) / width)
+        shifts.append(abs(of_target[1] - middle) / width)
+    width, shift = float(np.median(widths)), float(np.median(shifts))
+    if 1 / _MOST_OF_WIDTH <= width <= _MOST_OF_WIDTH and shift <= _MOST_OF_SHIFT:
+        return None
+    return (
+        f"the targets span {width:.3g} times the range of the recorded images and lie {shift:.3g} of it apart: "
+        "are they in the same units? Bring them into those of the recorded images, or nothing can be learned"
+    )
