@@ -97,8 +97,8 @@ TASKS = (
     ),
     Task(
         "5. Train on own pairs",
-        "Two folders with equal names. Stand-ins for your images first: pairs in counts of one camera, as TIFF. Twenty steps "
-        "show the way; a real run takes thousands.",
+        "Two folders with equal names. Stand-ins for your images first: pairs in counts of one camera, as TIFF. Twenty "
+        "steps show the way; a real run takes thousands.",
         (
             "mrbcr simulate pairs -q -o pairs.zarr --specimen filaments --count 10 --patch 192 --photons 100 --seed 1",
             STAND_INS,
@@ -157,8 +157,6 @@ def main() -> None:
                 lines = (lines[0], "examples/07_convert_weights.sh")
             elif task.title.startswith("7"):
                 said = "`their_checkpoint/` is the network of the ECCV 2024 paper, as its authors give it away."
-            if task.title.startswith("8") and not (folder / "mrbcr_cli" / "api.py").exists():
-                said, lines = "This version has no Python interface for arrays yet.", ()
             parts += [
                 f"## {task.title}",
                 *([said] if said else []),

@@ -85,7 +85,6 @@ def test_the_first_example_keeps_what_the_image_is(tmp_path: Path, mrbcr_bin: Pa
     assert facts[0] == facts[1]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mrbcr_cli.api") is None, reason="mrbcr_cli.api is not there yet")
 def test_python_gives_the_same_pixels_in_both_ways(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "08_from_python.py")],
