@@ -101,10 +101,12 @@ def check_onnx(data: bytes, loaded: LoadedWeights) -> float:
         # One alone, then both: a graph may be right for one of them only.
         alone = session.run([OUTPUTS[0]], {IMAGE: images[0]})[0]
         both = session.run([OUTPUTS[0]], {IMAGE: np.concatenate(images[::-1])})[0]
-        for found, image in ((alone[0, 0], images[0]), (both[1, 0], images[0]), (both[0, 0], images[1])):
+        for image, results in zip(images, ((alone[0], both[1]), (both[0],)), strict=True):
             counts = image[0, 0].astype(np.uint16)
             low, high = np.percentile(counts, ours.percentiles)
-            largest = max(largest, float(np.abs(found - ours.restore(counts)).max() / (high - low)))
+            wanted = ours.restore(counts)
+            for found in results:
+                largest = max(largest, float(np.abs(found[0] - wanted).max() / (high - low)))
     if not largest <= LARGEST_DIFFERENCE:
         raise MrbcrError(
             f"{loaded.path}: ONNX Runtime differs from mrbcr by {largest:.1e} of the intensity range, more than "

@@ -110,7 +110,13 @@ def simulated(card: WeightsCard) -> NDArray[np.uint16]:
     }
     if "transmitted light" in card.domain:
         settings = PairsSettings(
-            **common, microscope="brightfield", specimen=("nuclei",), photons=(5000.0, 5000.0), phase=(0.1, 0.1)
+            **common,
+            microscope="brightfield",
+            specimen=("membranes",),
+            thickness=(2.0, 2.0),
+            photons=(5000.0, 5000.0),
+            absorption=(0.25, 0.25),
+            phase=(0.0, 0.0),
         )
     else:
         settings = PairsSettings(

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 
 from mrbcr_cli.cli import run
 from mrbcr_cli.errors import InputError, MrbcrError
-from mrbcr_cli.evaluation.networks import load_networks
+from mrbcr_cli.evaluation.networks import EvaluatedNetwork, load_networks
 from mrbcr_cli.network.guide import guide_of_batch
 from mrbcr_cli.network.halo import blobs_nchw
 from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
@@ -57,9 +58,14 @@ def of(architecture: str, path: Path) -> Path:
     return path
 
 
+@lru_cache(maxsize=1)
+def network_of(weights: Path) -> EvaluatedNetwork:
+    return load_networks([str(weights)], "cpu")[0]
+
+
 def difference(found: np.ndarray, image: np.ndarray, weights: Path) -> float:
     """From what the tool makes of an image, in units of its range."""
-    (ours,) = load_networks([str(weights)], "cpu")
+    ours = network_of(weights)
     low, high = np.percentile(image, ours.percentiles)
     return float(np.abs(found - ours.restore(image)).max() / (high - low))
 
@@ -138,15 +144,15 @@ def session(path: Path) -> Any:
 def test_onnx_runtime_agrees_at_any_size_and_batch(onnx_file: Path, tiny: Path) -> None:
     runner = session(onnx_file)
     assert [i.name for i in runner.get_inputs()] == ["image"]
-    for shape in SHAPES:
-        images = [counts(shape, seed) for seed in range(3)]
+    for shape in SHAPES[1:]:
+        images = [counts(shape, seed) for seed in range(2)]
         batch = np.stack(images)[:, None].astype(np.float32)
         together = runner.run(["deconvolved"], {"image": batch})[0]
         assert together.shape == batch.shape
         for image, found in zip(images, together[:, 0], strict=True):
-            alone = runner.run(["deconvolved"], {"image": image[None, None].astype(np.float32)})[0]
             assert difference(found, image, tiny) < 1e-4
-            assert difference(alone[0, 0], image, tiny) < 1e-4
+            alone = runner.run(["deconvolved"], {"image": image[None, None].astype(np.float32)})[0]
+            assert np.abs(alone[0, 0] - found).max() < 1e-4 * np.ptp(found)
 
 
 @pytest.mark.slow
@@ -185,11 +191,12 @@ def test_a_file_says_what_it_is_and_holds_the_weights(onnx_file: Path, tiny: Pat
 
 
 @pytest.mark.slow
-def test_the_released_network_exports(tmp_path: Path) -> None:
+def test_the_released_network_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="the extra [export] is not installed")
+    monkeypatch.setattr("mrbcr_cli.export_onnx.CHECKED_SHAPES", ((16, 17), (33, 70)))  # it is a slow one
     weights = of("published", tmp_path / "w.safetensors")
     assert run(["export", str(weights), "-o", str(tmp_path / "w.onnx"), "-q"]) == 0
-    image = counts((77, 131))
+    image = counts((61, 83))
     found = session(tmp_path / "w.onnx").run(["deconvolved"], {"image": image[None, None].astype(np.float32)})[0]
     assert difference(found[0, 0], image, weights) < 1e-4
 
@@ -307,6 +314,7 @@ def test_what_does_not_agree_gets_no_name(
 ) -> None:
     from mrbcr_cli import export_onnx
 
+    monkeypatch.setattr(export_onnx, "CHECKED_SHAPES", ((33, 70),))
     other = load_weights(tiny_weights(tmp_path / "other.safetensors", seed=9))
     with pytest.raises(MrbcrError, match="differs from mrbcr by"):
         export_onnx.check_onnx(onnx_file.read_bytes(), other)
