@@ -97,8 +97,8 @@ TASKS = (
     ),
     Task(
         "5. Train on own pairs",
-        "Two folders with equal names. Stand-ins for your images first: pairs in counts of one camera, as TIFF. Twenty steps "
-        "show the way; a real run takes thousands.",
+        "Two folders with equal names. Stand-ins for your images first: pairs in counts of one camera, as TIFF. "
+        "Twenty steps show the way; a real run takes thousands.",
         (
             "mrbcr simulate pairs -q -o pairs.zarr --specimen filaments --count 10 --patch 192 --photons 100 --seed 1",
             STAND_INS,
