@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,8 @@ def servers(place: Path) -> Iterator[tuple[dict[str, str], list[tuple[str, str]]
             ],
         )
     finally:
+        # What is in the buckets is moto's own, not the server's: another one of this process would find it.
+        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
         server.stop()
         web.shutdown()
         web.server_close()
@@ -145,7 +148,8 @@ def play(code: str, place: Path, programs: list[Path], **more: str) -> subproces
     """Run lines of bash, each of which has to succeed; processes that are left are ended."""
     environment = {
         **os.environ,
-        "PATH": os.pathsep.join([*map(str, programs), os.environ["PATH"]]),
+        # The scripts of other packages (bioimageio) lie beside this Python, which need not be on the PATH.
+        "PATH": os.pathsep.join([*map(str, programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(TOP),
         "OMP_NUM_THREADS": "2",
         "COLUMNS": "100",
