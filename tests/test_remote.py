@@ -24,7 +24,7 @@ from mrbcr_cli.images import find_source, open_source
 from mrbcr_cli.places import RemoteError, RemotePath, place, refuse_mangled
 from mrbcr_cli.stream.ledger import Ledger, read_ledger
 from tests.helpers import APPEND, deconvolve, die_at, full_after, pixels, spots, tiny_weights
-from tests.test_shards import events, finish, without_command
+from tests.shard_runs import events, finish, without_command
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs", reason="the extra [remote] is not installed")
