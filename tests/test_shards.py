@@ -1,98 +1,29 @@
-"""Shards that never talk make the output of one undisturbed run, whatever their number, order and fate."""
+"""Shards that never talk make the output of one undisturbed run, whatever their number and order.
+
+Every block belongs to one shard, and what is missing is named by block and shard.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 
-from mrbcr_cli.cli import run
 from mrbcr_cli.errors import InputError
 from mrbcr_cli.finish import shards_of
-from mrbcr_cli.images import read_provenance
-from mrbcr_cli.stream.ledger import read_ledger
-from mrbcr_cli.stream.shards import RunLedger, Shard, parse_shard, ranges_text
-from tests.helpers import APPEND, deconvolve, die_at, full_after, pixels, spots, tiny_weights
+from mrbcr_cli.stream.shards import Shard, parse_shard, ranges_text
+from tests.helpers import deconvolve, full_after, pixels
+from tests.shard_runs import BLOCKS, assert_same_output, events, finish, ledgers, make_job, start
 
-BLOCKS = 16
 SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An input of 16 blocks with OME metadata, the arguments, and undisturbed outputs of each format."""
-    folder = tmp_path_factory.mktemp("job")
-    weights = tiny_weights(folder / "tiny.safetensors")
-    source = folder / "in.ome.tif"
-    tifffile.imwrite(source, spots((4, 300, 256)), metadata={"axes": "ZYX", "PhysicalSizeX": 0.1}, ome=True)
-    args = (source, "-m", weights, "--tile-size", 160)
-    wholes = {}
-    for name, extra in (("o.ome.zarr", ()), ("old.ome.zarr", ("--output-format", "ome-zarr-0.4")), ("o.ome.tif", ())):
-        wholes[name] = folder / name
-        assert deconvolve(*args, "-o", wholes[name], "-q", *extra) == 0
-    return {"folder": folder, "source": source, "weights": weights, "args": args, "wholes": wholes}
-
-
-def finish(*arguments: object) -> int:
-    """Run `mrbcr finish` in this process and return its exit code."""
-    return run(["finish", *map(str, arguments)])
-
-
-def events(text: str, kind: str) -> list[dict[str, Any]]:
-    return [e for e in map(json.loads, text.splitlines()) if e["event"] == kind]
-
-
-def start(job: dict[str, Any], output: Path, shard: str) -> subprocess.Popen[bytes]:
-    arguments = ["deconvolve", *job["args"], "-o", output, "--shard", shard, "-q"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "mrbcr_cli", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def ledgers(partial: Path) -> dict[str, list[int]]:
-    """Blocks by the name of the ledger that has them."""
-    found = {path.name: read_ledger(path) for path in sorted(partial.glob("ledger*.jsonl"))}
-    return {name: sorted(contents.records) for name, contents in found.items() if contents is not None}
-
-
-def without_command(value: Any) -> Any:
-    """JSON without what tells commands apart, or when and how fast they ran."""
-    if isinstance(value, dict):
-        return {k: without_command(v) for k, v in value.items() if k not in ("command", "run")}
-    return [without_command(v) for v in value] if isinstance(value, list) else value
-
-
-def assert_same_output(one: Path, other: Path) -> None:
-    """Byte for byte the same files; those that hold the provenance apart from the command."""
-    if one.is_file():
-        assert np.array_equal(pixels(one), pixels(other))
-        assert without_command(read_provenance(one)) == without_command(read_provenance(other))
-        return
-    names = [{p.relative_to(root) for p in root.rglob("*") if p.is_file()} for root in (one, other)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        a, b = (root / name for root in (one, other))
-        if name.name in ("zarr.json", ".zattrs", "mrbcr-blocks.jsonl"):
-            documents = [without_command([json.loads(t) for t in _documents(p)]) for p in (a, b)]
-            assert documents[0] == documents[1], name
-        else:
-            assert a.read_bytes() == b.read_bytes(), name
-
-
-def _documents(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    return make_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.mark.parametrize("total", [1, 5, 16, 97])
@@ -225,109 +156,6 @@ def test_shards_take_over_an_unsharded_run(
     assert_same_output(output, job["wholes"]["o.ome.zarr"])
 
 
-def test_who_keeps_whom_away(tmp_path: Path, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    output, partial = tmp_path / "o.ome.zarr", tmp_path / "o.ome.zarr.partial"
-    args = (*job["args"], "-o", output, "-q")
-    assert deconvolve(*args, "--shard", "0/4") == 0
-    main = read_ledger(partial / "ledger.jsonl")
-    assert main is not None
-    before = ledgers(partial)
-    with RunLedger(partial / "ledger.jsonl", main.header, Shard(1, 4)):  # as a process at work on shard 1
-        for refused in (("--shard", "1/4"), (), ("--overwrite",), ("--no-resume",)):
-            assert deconvolve(*args, *refused) == 3
-            assert "another run" in capsys.readouterr().err
-        assert finish(output) == 3
-        assert "another run" in capsys.readouterr().err
-        assert deconvolve(*args, "--shard", "2/4") == 0
-        assert deconvolve(*args, "--shard", "0/7") == 0
-    with RunLedger(partial / "ledger.jsonl", main.header):  # as an ordinary run
-        assert deconvolve(*args, "--shard", "3/4") == 3
-        assert finish(output, "--verify") == 3
-    after = ledgers(partial)
-    assert {name: after[name] for name in before} == before
-    assert deconvolve(*args) == 0
-    assert_same_output(output, job["wholes"]["o.ome.zarr"])
-
-
-def test_two_processes_for_one_shard(tmp_path: Path, job: dict[str, Any]) -> None:
-    output = tmp_path / "o.ome.zarr"
-    processes = [start(job, output, "0/1") for _ in range(2)]
-    said = [process.communicate(timeout=120)[1].decode() for process in processes]
-    codes = sorted(process.returncode for process in processes)
-    assert codes in ([0, 3], [0, 0]), said  # one is refused, unless it came after the other had ended
-    assert codes == [0, 0] or any("another run" in text for text in said)
-    assert ledgers(tmp_path / "o.ome.zarr.partial")["ledger.0000-of-0001.jsonl"] == list(range(BLOCKS))
-    assert finish(output, "-q") == 0
-    assert_same_output(output, job["wholes"]["o.ome.zarr"])
-
-
-def test_another_process_that_begins_first_is_joined(
-    tmp_path: Path, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both saw no run; the other, with less memory, cuts smaller blocks: those are everyone's then."""
-    from mrbcr_cli import resume
-
-    output = tmp_path / "o.ome.zarr"
-    real = resume.begin
-
-    def beaten(*arguments: Any) -> bool:
-        monkeypatch.setattr(resume, "begin", real)
-        assert deconvolve(*job["args"], "-o", output, "--shard", "0/2", "-q") == 0
-        return real(*arguments)
-
-    monkeypatch.setattr(resume, "begin", beaten)
-    source, weights = job["source"], job["weights"]
-    assert deconvolve(source, "-m", weights, "-o", output, "--shard", "1/2", "-q") == 0
-    assert ledgers(tmp_path / "o.ome.zarr.partial") == {
-        "ledger.0000-of-0002.jsonl": list(range(8)),
-        "ledger.0001-of-0002.jsonl": list(range(8, 16)),
-        "ledger.jsonl": [],
-    }
-    assert finish(output, "-q") == 0
-    assert np.array_equal(pixels(output), pixels(job["wholes"]["o.ome.zarr"]))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.ome.zarr"]
-
-
-def test_a_folder_that_is_dropped_meanwhile_is_not_dropped_again(
-    tmp_path: Path, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two shards find the rest of a run without a ledger; the slower one must not drop what the other began."""
-    from mrbcr_cli import resume
-
-    output, partial = tmp_path / "o.ome.zarr", tmp_path / "o.ome.zarr.partial"
-    (partial / "image.ome.zarr").mkdir(parents=True)
-    real = resume.drop_partial
-
-    def slow(*arguments: Any) -> None:
-        monkeypatch.setattr(resume, "drop_partial", real)
-        assert deconvolve(*job["args"], "-o", output, "--shard", "0/2", "-q") == 0
-        real(*arguments)
-
-    monkeypatch.setattr(resume, "drop_partial", slow)
-    assert deconvolve(*job["args"], "-o", output, "--shard", "1/2", "-q") == 0
-    assert finish(output, "-q") == 0
-    assert_same_output(output, job["wholes"]["o.ome.zarr"])
-
-
-@pytest.mark.parametrize("extra", [("--overwrite",), ("--no-resume",), ("--shard", "4/4")])
-def test_shards_that_would_drop_others_are_refused(
-    tmp_path: Path, job: dict[str, Any], extra: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "o.ome.zarr"
-    assert deconvolve(*job["args"], "-o", output, "--shard", "1/4", "-q", *extra) == 2
-    assert capsys.readouterr().err.startswith("error: --")
-    assert not list(tmp_path.iterdir())
-
-
-def test_shards_of_other_settings_stay_apart(tmp_path: Path, job: dict[str, Any]) -> None:
-    output = tmp_path / "o.ome.zarr"
-    assert deconvolve(*job["args"], "-o", output, "--shard", "0/2", "-q") == 0
-    before = ledgers(tmp_path / "o.ome.zarr.partial")
-    assert deconvolve(*job["args"], "-o", output, "--shard", "1/2", "-q", "--range", 90, 900) == 4
-    assert deconvolve(job["source"], "-m", job["weights"], "-o", output, "--shard", "1/2", "--tile-size", 96) == 4
-    assert ledgers(tmp_path / "o.ome.zarr.partial") == before
-
-
 def test_finish_needs_the_working_folder_alone(
     tmp_path: Path, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,79 +174,3 @@ def test_finish_needs_the_working_folder_alone(
     assert finish("work/o.ome.zarr") == 0
     assert "warning: the input cannot be looked at from here" in capsys.readouterr().err
     assert np.array_equal(pixels(work / "o.ome.zarr"), pixels(job["wholes"]["o.ome.zarr"]))
-
-
-def test_an_input_that_changed_is_not_finished(tmp_path: Path, job: dict[str, Any]) -> None:
-    source, output = tmp_path / "in.ome.tif", tmp_path / "o.ome.zarr"
-    shutil.copy2(job["source"], source)
-    for shard in ("0/2", "1/2"):
-        assert deconvolve(source, "-m", job["weights"], "-o", output, "--shard", shard, "-q") == 0
-    data = bytearray(source.read_bytes())
-    data[len(data) // 2] ^= 1
-    source.write_bytes(data)
-    assert finish(output) == 4
-    assert deconvolve(source, "-m", job["weights"], "-o", output, "--shard", "0/2", "-q") == 4
-    data[len(data) // 2] ^= 1
-    source.write_bytes(data)
-    assert finish(output) == 0
-
-
-def test_a_shard_whose_input_changes_meanwhile_loses_its_own_work_alone(
-    tmp_path: Path, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mrbcr_cli.stream.ledger import Ledger
-
-    source, output = tmp_path / "in.ome.tif", tmp_path / "o.ome.zarr"
-    shutil.copy2(job["source"], source)
-    args = (source, "-m", job["weights"], "--tile-size", 160, "-o", output, "-q")
-    assert deconvolve(*args, "--shard", "0/2") == 0
-    sound, real = source.read_bytes(), Ledger.append
-
-    def edit(self: Ledger, record: Any) -> None:
-        with source.open("r+b") as file:
-            file.seek(len(sound) - 1)
-            file.write(bytes([sound[-1] ^ 1]))
-        real(self, record)
-
-    monkeypatch.setattr(Ledger, "append", edit)
-    assert deconvolve(*args, "--shard", "1/2") == 4
-    monkeypatch.undo()
-    source.write_bytes(sound)
-    assert ledgers(tmp_path / "o.ome.zarr.partial") == {"ledger.0000-of-0002.jsonl": list(range(8)), "ledger.jsonl": []}
-    assert deconvolve(*args, "--shard", "1/2") == 0
-    assert finish(output, "-q") == 0
-    assert np.array_equal(pixels(output), pixels(job["wholes"]["o.ome.zarr"]))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
-def test_a_shard_that_is_ended_is_taken_up_by_its_rerun(
-    tmp_path: Path,
-    job: dict[str, Any],
-    number: int,
-    code: int,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    output = tmp_path / "o.ome.zarr"
-    assert deconvolve(*job["args"], "-o", output, "--shard", "1/2", "-q") == 0
-    ledger = tmp_path / "o.ome.zarr.partial" / "ledger.0000-of-0002.jsonl"
-    ended, said = die_at(APPEND, 3, number, *job["args"], "-o", output, "--shard", "0/2", "-q")
-    assert ended == code, said
-    kept = ledgers(ledger.parent)[ledger.name]
-    assert deconvolve(*job["args"], "-o", output, "--shard", "0/2", "-q", "--json") == 0
-    redone = [e["number"] for e in events(capsys.readouterr().out, "block")]
-    assert sorted(kept + redone) == list(range(8))
-    assert finish(output, "-q") == 0
-    assert_same_output(output, job["wholes"]["o.ome.zarr"])
-
-
-def test_ranges_of_a_dropped_run_do_not_live_on(
-    tmp_path: Path, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """--overwrite over the unfinished run of another image once took that image's intensity range."""
-    other = tmp_path / "other.tif"
-    tifffile.imwrite(other, 7 * spots((4, 300, 256), seed=3), metadata={"axes": "ZYX"}, photometric="minisblack")
-    full_after(monkeypatch, 2)
-    assert deconvolve(other, "-m", job["weights"], "-o", tmp_path / "o.ome.zarr", "-q") == 3
-    monkeypatch.undo()
-    assert deconvolve(*job["args"], "-o", tmp_path / "o.ome.zarr", "-q", "--overwrite") == 0
-    assert np.array_equal(pixels(tmp_path / "o.ome.zarr"), pixels(job["wholes"]["o.ome.zarr"]))

@@ -17,7 +17,7 @@ from mrbcr_cli.images.omezarr_level import open_level0
 from mrbcr_cli.stream.blocks import Grid
 from mrbcr_cli.stream.ledger import read_ledger
 from tests.helpers import deconvolve, pixels, spots, tiny_weights
-from tests.test_shards import events, finish, ledgers
+from tests.shard_runs import events, finish, ledgers
 
 BLOCKS = 12
 
