@@ -85,7 +85,7 @@ def planned_text(output: Any, facts: dict[str, Any]) -> str:
         size = [f"up to {bytes_text(file['bytes'])}"] if file["bytes"] else []
         until = ["gone at the end"] if file["temporary"] else []
         there = ["is there now"] if file["exists"] else []
-        lines.append(f"  {file['what']} {file['path']}: " + ", ".join([*size, *until, *there]))
+        lines.append(f"  {file['what']} {file['path']}: " + (", ".join([*size, *until, *there]) or "new"))
     if facts["replaces"] is not None:
         lines.append(f"  replaces {facts['replaces']}")
     if facts["blocks_done"]:

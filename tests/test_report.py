@@ -175,7 +175,10 @@ def test_several_inputs_a_dry_run_and_an_output_that_is_done(tmp_path: Path, wei
         tmp_path / "pages",
     )
     assert deconvolve(*args, "--dry-run") == 0
-    assert "a_report.html: would be written" in capsys.readouterr().out and not (tmp_path / "pages").exists()
+    assert (
+        f"report {tmp_path / 'pages' / 'a_report.html'}: " in capsys.readouterr().out
+        and not (tmp_path / "pages").exists()
+    )
     assert deconvolve(*args, "--json") == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     pages = [event["path"] for event in events if event["event"] == "report"]
