@@ -27,7 +27,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ import pytest
 
 from mrbcr_cli.settings import load_settings
 from tests.readme_world import TOP, build, end_jobs, smaller, write_stand_ins
+from tests.s3_server import s3_server
 
 README = TOP / "README.md"
 ALSO = (TOP / "examples" / "hpc" / "README.md",)
@@ -102,8 +102,6 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def servers(place: Path) -> Iterator[tuple[dict[str, str], list[tuple[str, str]]]]:
     """(environment, what is replaced) with s3://bucket/in.ome.zarr and a web server that has path/in.ome.zarr."""
-    pytest.importorskip("s3fs", reason="the extra [remote] is not installed")
-    moto = pytest.importorskip("moto.server", reason="moto[server] of the extra [test] is not installed")
     from tests.helpers import deconvolve, spots
 
     source = place / "web" / "path" / "in.ome.zarr"
@@ -114,32 +112,21 @@ def servers(place: Path) -> Iterator[tuple[dict[str, str], list[tuple[str, str]]
     assert deconvolve(place / "in.tif", "-m", place / "mine.safetensors", "-o", source, "-q") == 0
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(place / "web")))
     threading.Thread(target=web.serve_forever, daemon=True).start()
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
     upload = (
         "import fsspec; f = fsspec.filesystem('s3'); f.mkdir('bucket'); "
         f"f.put({str(source)!r}, 'bucket/in.ome.zarr', recursive=True)"
     )
     try:
-        subprocess.run([sys.executable, "-c", upload], env={**os.environ, **environment}, check=True)
-        yield (
-            environment,
-            [
-                ("https://host/path", f"http://127.0.0.1:{web.server_port}/path"),
-                ("/scratch/me", str(place / "scratch")),
-            ],
-        )
+        with s3_server() as environment:
+            subprocess.run([sys.executable, "-c", upload], env={**os.environ, **environment}, check=True)
+            yield (
+                environment,
+                [
+                    ("https://host/path", f"http://127.0.0.1:{web.server_port}/path"),
+                    ("/scratch/me", str(place / "scratch")),
+                ],
+            )
     finally:
-        # What is in the buckets is moto's own, not the server's: another one of this process would find it.
-        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
-        server.stop()
         web.shutdown()
         web.server_close()
 

@@ -17,7 +17,7 @@ from tests.shard_runs import without_command
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs", reason="the extra [remote] is not installed")
-moto = pytest.importorskip("moto.server", reason="moto[server] of the extra [test] is not installed")
+pytest.importorskip("moto.server", reason="moto[server] of the extra [test] is not installed")
 
 BLOCKS = 12
 BUCKET = "s3://bucket"

@@ -13,25 +13,20 @@ import pytest
 import tifffile
 
 from tests.helpers import deconvolve, spots, tiny_weights
+from tests.s3_server import s3_server
 
 
 @pytest.fixture(scope="package", autouse=True)
 def s3() -> Iterator[str]:
     """A server of S3 on a free port, with an empty bucket; its address."""
-    from tests.remote.bucket import forget, fsspec, moto
+    from tests.remote.bucket import forget, fsspec
 
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
         fsspec.filesystem("s3").mkdir("bucket")
-        yield f"http://{host}:{port}"
-    forget()
-    server.stop()
+        yield environment["AWS_ENDPOINT_URL"]
+        forget()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.helpers import deconvolve, spots
 from tests.remote.bucket import BUCKET, assert_same, forget, fsspec, tree, upload
 
 
+@pytest.mark.usefixtures("job")
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
