@@ -10,6 +10,7 @@ import functools
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -221,3 +222,16 @@ def _cgroup_headroom() -> list[int]:
 def cpu_count() -> int:
     """Cores this process may use (SLURM and taskset restrict it)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def cpu_info() -> tuple[str, set[str]]:
+    """Name of the processor and the flags of its instructions, as Linux tells them; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "", set()
+    values: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        values.setdefault(name.strip().lower(), value.strip())
+    return values.get("model name", ""), set((values.get("flags") or values.get("features") or "").split())

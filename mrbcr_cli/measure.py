@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mrbcr_cli.capacity import Needs, cpu_count, memory_for_blocks, on_gpu
+from mrbcr_cli.capacity import Needs, cpu_count, cpu_info, memory_for_blocks, on_gpu
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.restore import Method, NetworkSpec, resolve_device
 from mrbcr_cli.settings import DeconvolveSettings
@@ -153,8 +153,4 @@ def _machine(settings: DeconvolveSettings) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return cpu_info()[0] or platform.processor() or platform.machine()

@@ -159,18 +159,23 @@ def _for_any_folder(name: str) -> str:
 def _explicit(
     settings: DeconvolveSettings, info: ImageInfo, read_plane: ReadPlane, channels: tuple[int, ...], device: str
 ) -> tuple[ChannelMethod, ...]:
-    from mrbcr_cli.psf_files import load_psf
-
     if settings.psf is None:
         raise InputError(f"--method {settings.method} needs --psf FILE")
-    psf = load_psf(
-        settings.psf,
+    psf = psf_for(info, settings.psf, settings.psf_voxel_um)
+    return tuple(_with_psf(settings, info, psf, channel, read_plane, device) for channel in channels)
+
+
+def psf_for(info: ImageInfo, path: Path, voxel_zyx_um: tuple[float, float, float] | None) -> Psf:
+    """The PSF in a file, on the grid of an image; `voxel_zyx_um` for files that do not say it. Raises InputError."""
+    from mrbcr_cli.psf_files import load_psf
+
+    return load_psf(
+        path,
         image_scale_zyx_um=scale_zyx_um(info),
-        psf_scale_zyx_um=settings.psf_voxel_um,
+        psf_scale_zyx_um=voxel_zyx_um,
         image_shape_zyx=(info.size("Z"), info.size("Y"), info.size("X")),
         is_3d=info.size("Z") > 1,
     )
-    return tuple(_with_psf(settings, info, psf, channel, read_plane, device) for channel in channels)
 
 
 def _with_psf(

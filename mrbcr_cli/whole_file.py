@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from mrbcr_cli.errors import IncompleteError
 from mrbcr_cli.places import Place, RemotePath
 
 PARTIAL = ".partial"
@@ -43,6 +44,18 @@ def replace_text(path: Path, text: str) -> None:
     """Put UTF-8 text under a name. Raises OSError."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put UTF-8 text under a name that a user gave; its folder is made where it is missing.
+
+    Raises IncompleteError where the disk does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text)
+    except OSError as error:
+        raise IncompleteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def put_durably(path: Place, data: bytes | memoryview) -> None:

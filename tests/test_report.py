@@ -197,7 +197,7 @@ def test_a_page_that_fails_keeps_the_output_and_is_said(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command, "_write", full)
+    monkeypatch.setattr(command, "write_text", full)
     tifffile.imwrite(tmp_path / "a.tif", spots((64, 80)))
     args = (tmp_path / "a.tif", "-m", weights, "-o", tmp_path / "o.ome.zarr", "--report", tmp_path / "r.html")
     assert deconvolve(*args) == 3

@@ -35,13 +35,13 @@ LITTLE_DISK = 1e9
 
 def cores() -> Findings:
     """Cores, those that this process may use, and what they can do."""
-    from mrbcr_cli.capacity import cpu_count
+    from mrbcr_cli.capacity import cpu_count, cpu_info
 
     facts: dict[str, Any] = {"cores of the machine": os.cpu_count(), "cores this process may use": cpu_count()}
     quota = _cpu_quota()
     if quota is not None:
         facts["quota of the control group"] = f"{quota:g} cores"
-    model, flags = _cpu_info()
+    model, flags = cpu_info()
     if model:
         facts["model"] = model
     facts["instructions"] = ", ".join(flag for flag in CPU_FLAGS if flag in flags) or "unknown"
@@ -67,18 +67,6 @@ def _cpu_quota() -> float | None:
         if quota > 0 and period > 0:
             return quota / period
     return None
-
-
-def _cpu_info() -> tuple[str, set[str]]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "", set()
-    values: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        values.setdefault(name.strip().lower(), value.strip())
-    return values.get("model name", ""), set((values.get("flags") or values.get("features") or "").split())
 
 
 def memory() -> Findings:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from mrbcr_cli.console import Reporter
 from mrbcr_cli.errors import InputError
-from mrbcr_cli.evaluation.results import Evaluation, Row, json_text, write_text
+from mrbcr_cli.evaluation.results import Evaluation, Row, json_text
 from mrbcr_cli.images.write_array import check_free
+from mrbcr_cli.whole_file import write_text
 
 
 @dataclass(frozen=True)

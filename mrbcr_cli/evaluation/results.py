@@ -12,14 +12,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mrbcr_cli.errors import IncompleteError
 from mrbcr_cli.metrics import CONFIDENCE, RESAMPLES, Mean, Scores, bootstrap_mean
-from mrbcr_cli.whole_file import replace_text
 
 SCHEMA = "mrbcr-evaluation"
 SCHEMA_VERSION = 1
@@ -240,12 +237,3 @@ def _lines(value: Any) -> str:
         entries = (f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in value.items())
         return "{\n" + ",\n".join(entries) + "\n}"
     return json.dumps(value, allow_nan=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises IncompleteError where the disk does not take it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text)
-    except OSError as error:
-        raise IncompleteError(f"{path}: cannot be written ({error.strerror or error})") from error

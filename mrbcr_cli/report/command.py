@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mrbcr_cli.console import Reporter
-from mrbcr_cli.errors import IncompleteError
 from mrbcr_cli.places import Place
 from mrbcr_cli.report.kernels import Kernel, kernel_for
 from mrbcr_cli.report.pair import Pair
@@ -20,6 +19,7 @@ from mrbcr_cli.report.places import chosen
 from mrbcr_cli.report.request import Request
 from mrbcr_cli.report.sources import open_pair, read_record
 from mrbcr_cli.report.view import Limits, make_view
+from mrbcr_cli.whole_file import write_text
 
 MOST_CHANNELS = 4
 MOST_VIEWS = 12
@@ -59,7 +59,7 @@ def write_request(output: Place, request: Request, reporter: Reporter, choice: C
         if request.page is not None:
             started = time.monotonic()
             facts = _page(output, record, pair, wanted, warnings, reporter)
-            _write(request.page, facts)
+            write_text(request.page, facts)
             seconds = round(time.monotonic() - started, 3)
             size = request.page.stat().st_size
             reporter.event("report", output=str(output), path=str(request.page), bytes=size, seconds=seconds)
@@ -92,13 +92,3 @@ def _described(record: dict[str, Any], c: int) -> dict[str, Any]:
     channels = record.get("channels")
     found = channels[c] if isinstance(channels, list) and c < len(channels) else None
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, page: str) -> None:
-    from mrbcr_cli.whole_file import replace_text
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, page)
-    except OSError as error:
-        raise IncompleteError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -47,19 +47,12 @@ def kernel_for(record: Mapping[str, Any], channel: Mapping[str, Any], info: Imag
 
 
 def _from_file(record: Mapping[str, Any], channel: Mapping[str, Any], info: ImageInfo, psf_file: Path | None) -> Kernel:
-    from mrbcr_cli.methods import scale_zyx_um
-    from mrbcr_cli.psf_files import load_psf
+    from mrbcr_cli.methods import psf_for
 
     settings = record.get("settings", {})
     path = psf_file or Path(str(record.get("folder", "."))) / str(settings.get("psf") or channel.get("psf"))
     try:
-        psf = load_psf(
-            path,
-            image_scale_zyx_um=scale_zyx_um(info),
-            psf_scale_zyx_um=settings.get("psf_voxel_um"),
-            image_shape_zyx=(info.size("Z"), info.size("Y"), info.size("X")),
-            is_3d=info.size("Z") > 1,
-        )
+        psf = psf_for(info, path, settings.get("psf_voxel_um"))
     except InputError as error:
         if psf_file is not None:
             raise

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mrbcr_cli.capacity import cpu_info
 from mrbcr_cli.restore import tune_allocator
 from tests.benchmarks import (
     domain,
@@ -55,13 +56,8 @@ def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     import torch
 
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
-        if line.startswith("model name")
-    ]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_info()[0] or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_GB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "load_before": round(os.getloadavg()[0], 2),
