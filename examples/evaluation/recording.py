@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from mrbcr_cli.evaluation.baselines import Problem, Setting, run_settings
-from mrbcr_cli.evaluation.results import json_text, write_text
+from mrbcr_cli.evaluation.results import json_text
 from mrbcr_cli.optics.camera import Camera, expose, mean_counts
 from mrbcr_cli.optics.measure import FWHM_PER_SIGMA
 from mrbcr_cli.optics.microscope import Microscope, Objective
 from mrbcr_cli.optics.psf import find_focus
 from mrbcr_cli.simulate.image_scene import plane_otfs
+from mrbcr_cli.whole_file import write_text
 
 Image = NDArray[np.float32]
 Points = NDArray[np.float64]
