@@ -143,6 +143,15 @@ def train(
             help="mse, charbonnier, log (mean PSNR) or gain (over smoothing). Default: mse.",
         ),
     ] = None,
+    gain_floor: Annotated[
+        float | None,
+        option(
+            LOSS,
+            metavar="X",
+            help="Of loss gain: share of a smoothing's error below which little more is gained. Default: 0.3.",
+            rare=True,
+        ),
+    ] = None,
     fft_weight: Annotated[
         float | None, option(LOSS, metavar="X", help="Weight of the spectral term. Default: 0.05.")
     ] = None,

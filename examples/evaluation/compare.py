@@ -91,7 +91,7 @@ def settings_of(plan: Plan, recipe: Mapping[str, Any]) -> TrainSettings:
 def network_of(plan: Plan, settings: TrainSettings, unet_kernel: int) -> nn.Module:
     """Random weights, by the seed."""
     if plan.architecture != "unet":
-        return make_network(settings)
+        return make_network(settings, print)
     torch.manual_seed(settings.seed)
     return UNet(kernel=unet_kernel)
 

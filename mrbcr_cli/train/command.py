@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +112,10 @@ def patch_size(settings: TrainSettings, data: Data) -> int:
     return patch
 
 
-def make_network(settings: TrainSettings) -> nn.Module:
-    """The network to train, seeded, with the weights of --init, and its shape unless another is asked for.
+def make_network(settings: TrainSettings, warn: Callable[[str], None]) -> nn.Module:
+    """The network to train, seeded; with the weights of --init, in their shape or grown into a larger one asked for.
 
-    Raises InputError.
+    `warn` hears what of the weights finds no room. Raises InputError.
     """
     torch.manual_seed(settings.seed)
     start = None if settings.init is None else load_weights(settings.init)
@@ -129,6 +129,7 @@ def make_network(settings: TrainSettings) -> nn.Module:
 
         network = Published()
     else:
+        from mrbcr_cli.network.growth import grow
         from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
 
         try:
@@ -136,11 +137,17 @@ def make_network(settings: TrainSettings) -> nn.Module:
             held = asked if start is None else MrbcrSettings.from_dict(start.card.settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"--network: {error}") from error
-        if settings.network and asked != held:
-            raise InputError(
-                f"--init {settings.init}: holds another network than --network asks for, {json.dumps(asdict(held))}; "
-                "leave --network out"
-            )
+        if start is not None and settings.network and asked != held:
+            try:
+                network = grow(start.state_dict, held, asked)
+            except ValueError as error:
+                raise InputError(
+                    f"--init {settings.init}: {error}; leave network out, or ask for a larger one"
+                ) from error
+            if asked.guide_hidden < held.guide_hidden:
+                lost = held.guide_hidden - asked.guide_hidden
+                warn(f"--init {settings.init}: {lost} of {held.guide_hidden} guide features go, those of least weight")
+            return network
         network = Mrbcr(held)
     if start is not None:
         network.load_state_dict(start.state_dict)
@@ -165,7 +172,7 @@ def run_training(
     data = load_data(settings)
     patch = patch_size(settings, data)
     own = network is None
-    network = network or make_network(settings)
+    network = network or make_network(settings, reporter.warn)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     tune_allocator()
@@ -350,7 +357,8 @@ def _save(path: Path, run: Run, *, settings: TrainSettings, data: Data, own: boo
         return
 
     reached = f"; held-out pairs {run.last_psnr:.2f} dB" if np.isfinite(run.last_psnr) else ""
-    recipe = settings.model_dump(mode="json", include={"steps", "minutes", "batch", "lr", "loss", "fft_weight", "seed"})
+    told = {"steps", "minutes", "batch", "lr", "loss", "gain_floor", "fft_weight", "seed"}
+    recipe = settings.model_dump(mode="json", include=told)
     network: Any = run.network
     card = WeightsCard(
         name=settings.name,

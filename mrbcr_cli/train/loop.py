@@ -64,7 +64,9 @@ class Course:
     @property
     def loss(self) -> LossSettings:
         """The loss that is descended."""
-        return LossSettings(self.settings.loss, self.settings.fft_weight, self.settings.scale_weights)
+        return LossSettings(
+            self.settings.loss, self.settings.fft_weight, self.settings.gain_floor, self.settings.scale_weights
+        )
 
 
 def new_run(network: nn.Module, settings: TrainSettings, device: str) -> Run:

@@ -23,8 +23,6 @@ LEAST_CONTRAST = 0.25
 """Of the normalised range: an empty patch has no contrast, and its noise must not count for everything."""
 LOG_FLOOR = 1e-5
 """Mean square error (of contrast 1; 50 dB) below which the logarithm gains little more."""
-GAIN_FLOOR = 0.3
-"""Share of the error of the best smoothing below which `gain` gains little more: about what explicit methods reach."""
 _SMOOTHINGS_PX = (1.0, 2.0)
 """Sigmas of the Gaussians that the recorded patch is smoothed with, beside not at all."""
 
@@ -35,10 +33,13 @@ class LossSettings:
 
     `gain` is that too, but a patch that already is far better than any smoothing of its input counts less: where haze
     or noise is easily outdone nothing is sought at the cost of patches that were hardly spoilt in the first place.
+    `gain_floor` is the share of the error of the best smoothing below which little more is gained; explicit methods
+    reach about 0.3.
     """
 
     kind: Kind = "mse"
     fft_weight: float = 0.05
+    gain_floor: float = 0.3
     scale_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
@@ -68,7 +69,7 @@ def loss_of(
             errors = square.detach()
         floor: Tensor | float = LOG_FLOOR
         if settings.kind == "gain":
-            floor = LOG_FLOOR + GAIN_FLOOR * _best_smoothing(inputs[level], target, contrast, inner)
+            floor = LOG_FLOOR + settings.gain_floor * _best_smoothing(inputs[level], target, contrast, inner)
         term = _pixel_term(error, square, settings.kind, floor)
         if settings.fft_weight:
             term = term + settings.fft_weight * _spectral_term(error, square, settings.kind, floor)

@@ -175,7 +175,7 @@ def test_init_brings_the_shape_of_its_network(stored: Path, tmp_path: Path, caps
     assert MrbcrSettings.from_dict(tuned.card.settings) == MrbcrSettings.from_dict(small)
     capsys.readouterr()
     assert train(tmp_path / "other", "-c", tmp_path / "other.yaml", *pairs, init=start) == 2
-    assert "leave --network out" in capsys.readouterr().err
+    assert "alpha 2 cannot become 4" in capsys.readouterr().err
 
 
 def test_a_source_in_train_and_test_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_gain_loss_pulls_less_where_a_patch_already_outdoes_any_smoothing() -> N
     truth = torch.rand(1, 1, 64, 64, generator=rng).repeat(2, 1, 1, 1)
     spoilt = truth + torch.tensor([0.02, 0.5])[:, None, None, None]  # a haze that no smoothing takes off
     found = (truth + 0.02).requires_grad_()
-    loss_of([found], [truth], LossSettings("gain", 0.0), inputs=[spoilt])[0].backward()
+    loss_of([found], [truth], LossSettings("gain", 0.0, gain_floor=0.3), inputs=[spoilt])[0].backward()
     pulls = found.grad.square().mean((1, 2, 3)).sqrt()  # type: ignore[union-attr]
     assert pulls[0] > 10 * pulls[1] > 0
     found.grad = None
