@@ -63,7 +63,8 @@ class ImagingModel:
 
     def weight(self) -> Weight:
         """Return what H^T of the block's window says: the share of each point's light that the block records."""
-        block = torch.zeros(self.shape, device=self.transfer.device)
+        many = self.transfer.shape[: -len(self.shape)]  # a response each, where blocks have their own PSF
+        block = torch.zeros((*many, *self.shape), device=self.transfer.device)
         block[self.window] = 1
         seen = self.correlate(block)
         kept = seen >= MIN_WEIGHT

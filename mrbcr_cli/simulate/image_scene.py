@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,6 +128,22 @@ def _otfs(conditions: Conditions, stored: StoredPsfPlanes | None, field_px: int,
     if not isinstance(microscope, Microscope):
         raise TypeError("the optics of an emitting specimen are a Microscope")
     return plane_otfs(microscope, conditions.stage_um, conditions.pixel_um, field_px, device)
+
+
+def focus_psf(
+    conditions: Conditions, stored: StoredPsfPlanes | None, size_px: int, device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """The PSF of the plane of focus, (size, size), float32, not negative, sum 1, origin in the middle of an odd size.
+
+    What lies beyond is cut off. None for transmitted light, which has no PSF.
+    """
+    if isinstance(conditions.optics, Transmission):
+        return None
+    stage_um = conditions.stage_um[len(conditions.stage_um) // 2]
+    spectrum = _otfs(replace(conditions, stage_um=(stage_um,)), stored, size_px, torch.device(device))[0]
+    psf = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=(size_px, size_px))).clamp_(min=0)
+    found: Tensor = psf / psf.sum()
+    return found
 
 
 def plane_otfs(

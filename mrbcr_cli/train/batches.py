@@ -7,7 +7,7 @@ run sees what an uninterrupted one would. Input and target of a patch go through
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,14 @@ from mrbcr_cli.intensity import PERCENTILES
 _AS_IT_IS = 0.5
 """Share of the patches normalised by themselves alone; the others as a part of a larger, brighter image would be."""
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, (N, 1, size, size) float32, normalised."""
+
+class Batch(NamedTuple):
+    """What a step learns from, (N, 1, size, size) float32 each, normalised alike."""
+
+    inputs: Tensor
+    targets: Tensor
+    peers: Tensor | None = None
+    """What an explicit method that is told the optics makes of the inputs, where that is known and asked for."""
 
 
 class Batches(Protocol):
@@ -31,8 +37,8 @@ class Batches(Protocol):
         ...
 
 
-def normalise(recorded: Tensor, target: Tensor, rng: np.random.Generator | None) -> Batch:
-    """Map both (N, 1, H, W) so that percentiles of the recorded become 0 and 1; `rng` widens the range of some."""
+def normalise(recorded: Tensor, target: Tensor, rng: np.random.Generator | None, peers: Tensor | None = None) -> Batch:
+    """Map all (N, 1, H, W) so that percentiles of the recorded become 0 and 1; `rng` widens the range of some."""
     low, high = percentiles(recorded)
     if rng is not None:
         count = len(recorded)
@@ -43,7 +49,7 @@ def normalise(recorded: Tensor, target: Tensor, rng: np.random.Generator | None)
         low = low - span * _column(below, span)
         high = high + span * _column(above, span)
     span = high - low
-    return (recorded - low) / span, (target - low) / span
+    return Batch((recorded - low) / span, (target - low) / span, None if peers is None else (peers - low) / span)
 
 
 def percentiles(recorded: Tensor) -> tuple[Tensor, Tensor]:

@@ -271,6 +271,7 @@ def _batches(settings: TrainSettings, data: Data, machine: Machine, group: Group
         yield SimulatedBatches(
             data.train, submit, field_px=settings.field, capacity=settings.pool, fresh=settings.fresh,
             stream=group.rank, device=device, seed=settings.seed, ahead=4 * workers if workers > 1 else 1,
+            peers=settings.loss == "gain",
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from mrbcr_cli.simulate.pair import PairsJob
 from mrbcr_cli.simulate.scene import draw_scene
 from mrbcr_cli.stream.pool import Submit, Work
 from mrbcr_cli.train.batches import Batch, normalise
+from mrbcr_cli.train.explicit import Optics, deconvolve_patches, told_optics
 
 _DIMMEST = 0.05
 """Of the field's peak: a crop whose own peak is below is exposed as if it had this one, or empty ground would be
@@ -49,18 +50,29 @@ def draw_field(job: PairsJob, field_px: int, stream: int, index: int) -> _Drawn:
     return _Drawn(scene.astype(np.float16), conditions)
 
 
-def make_field(job: PairsJob, field_px: int, stream: int, device: str, index: int) -> Any:
-    """Field `index`, imaged, as (3, field, field) float16; where the device is an accelerator only drawn."""
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """An imaged scene."""
+
+    light: Tensor
+    """Signal, haze and target, (3, field, field) float16."""
+    transmitted: bool
+    optics: Optics | None
+    """What explicit methods are told; None where there is no PSF."""
+
+
+def make_field(job: PairsJob, field_px: int, stream: int, device: str, index: int) -> _Field | _Drawn:
+    """Field `index`, imaged; where the device is an accelerator only drawn."""
     drawn = draw_field(job, field_px, stream, index)
     return _image(job, drawn, "cpu") if device == "cpu" else drawn
 
 
-def _image(job: PairsJob, drawn: _Drawn, device: str) -> tuple[Tensor, bool]:
+def _image(job: PairsJob, drawn: _Drawn, device: str) -> _Field:
     scene = torch.from_numpy(drawn.planes).to(device).float()
     imaged = image_scene(scene, drawn.conditions, job.psf, device)
     scale = imaged.peak() or 1.0
     stacked = torch.stack((imaged.signal, imaged.haze, imaged.sharp)) / scale
-    return stacked.half(), imaged.transmitted
+    return _Field(stacked.half(), imaged.transmitted, told_optics(drawn.conditions, job.psf, device))
 
 
 def field_maker(job: PairsJob, field_px: int, stream: int, device: str) -> Work:
@@ -74,13 +86,15 @@ class SimulatedBatches:
 
     def __init__(
         self, job: PairsJob, submit: Submit, *, field_px: int, capacity: int, fresh: float, stream: int, device: str,
-        seed: int, ahead: int = 8,
+        seed: int, ahead: int = 8, peers: bool = False,
     ) -> None:  # fmt: skip
-        """`ahead`: fields asked for before they are needed."""
+        """`ahead`: fields asked for before they are needed; `peers`: whether batches show what Richardson-Lucy makes
+        of the inputs.
+        """
         self.job, self.field_px, self.capacity, self.fresh = job, field_px, capacity, fresh
         self.stream, self.device, self.seed, self._ahead = stream, device, seed, ahead
-        self._submit = submit
-        self._fields: dict[int, tuple[Tensor, bool]] = {}
+        self._submit, self._peers = submit, peers
+        self._fields: dict[int, _Field] = {}
         self._asked: deque[tuple[int, Future[Any]]] = deque()
         self._next = 0
 
@@ -91,11 +105,15 @@ class SimulatedBatches:
         slots = newest - rng.integers(0, self.capacity, count)
         lights = [draw_light(rng, self.job.settings) for _ in range(count)]
         pieces = [self._cut(int(slot), size_px, light, rng) for slot, light in zip(slots, lights, strict=True)]
-        photons, sharp = (torch.stack([piece[k] for piece in pieces]) for k in (0, 1))
+        photons, sharp = (torch.stack(images) for images in zip(*(piece[:2] for piece in pieces), strict=True))
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**63)))
         cameras = [light.camera for light in lights]
         counts = expose_batch(photons, cameras, [light.scmos for light in lights], generator)
-        return normalise(counts[:, None], mean_counts_batch(sharp, cameras)[:, None], rng)
+        optics = [piece[2] for piece in pieces if piece[2] is not None]
+        peers = None
+        if self._peers and len(optics) == count:
+            peers = deconvolve_patches(counts, optics, [light.background_photons for light in lights], cameras)[:, None]
+        return normalise(counts[:, None], mean_counts_batch(sharp, cameras)[:, None], rng, peers)
 
     def _advance(self, step: int) -> int:
         """Have the fields of a step in the pool; return the newest of them."""
@@ -113,15 +131,18 @@ class SimulatedBatches:
                 return newest
             index, future = self._asked.popleft()
             made = future.result()
-            self._fields[index] = made if self.device == "cpu" else _image(self.job, made, self.device)
+            self._fields[index] = made if isinstance(made, _Field) else _image(self.job, made, self.device)
 
-    def _cut(self, index: int, size_px: int, light: Light, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Photons and target photons of a random piece of a field; turned and mirrored."""
-        field, transmitted = self._fields[index]
+    def _cut(
+        self, index: int, size_px: int, light: Light, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Optics | None]:
+        """Photons and target photons of a random piece of a field, turned and mirrored, and its optics."""
+        field = self._fields[index]
         # Never across the ends of the field, where unlike structures meet in a straight line.
         y, x = (int(n) for n in rng.integers(0, self.field_px - size_px + 1, 2))
         turns, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
-        piece = field[:, y : y + size_px, x : x + size_px].float()
+        piece = field.light[:, y : y + size_px, x : x + size_px].float()
         piece = torch.rot90(piece.flip(-1) if mirror else piece, turns, (1, 2))
-        imaged = Imaged(piece[0], piece[1], piece[2], transmitted)
-        return imaged.photons(light.photons, light.background_photons, max(imaged.peak(), _DIMMEST))
+        imaged = Imaged(piece[0], piece[1], piece[2], field.transmitted)
+        photons, sharp = imaged.photons(light.photons, light.background_photons, max(imaged.peak(), _DIMMEST))
+        return photons, sharp, None if field.optics is None else field.optics.turned(turns, mirror)

@@ -154,8 +154,8 @@ def _forward(course: Course, network: nn.Module, number: int, progress: float) -
     bordered = math.floor((number + 1) * settings.bordered) > math.floor(number * settings.bordered)
     bordered = bordered and course.patch_px - BORDER_PX >= 32
     size = course.patch_px - BORDER_PX if bordered else course.patch_px
-    inputs, targets = course.batches.batch(number, settings.batch, size)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    batch = course.batches.batch(number, settings.batch, size)
+    inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
     kind = _PRECISIONS.get(settings.precision)
     reduced = kind is not None and progress < 1.0 - settings.exact
     # Every so often it is told nothing, so that it knows what to do where nothing is known of the whole image.
@@ -164,7 +164,8 @@ def _forward(course: Course, network: nn.Module, number: int, progress: float) -
         outputs = run_network(network, inputs, guide, bordered=bordered)
     rim = 0 if bordered or course.patch_px < 96 else CONTEXT_PX
     recorded = scales_of(network, inputs) if course.loss.kind == "gain" else ()
-    return loss_of(outputs, scales_of(network, targets), course.loss, rim, recorded)
+    peers = () if batch.peers is None else scales_of(network, batch.peers)
+    return loss_of(outputs, scales_of(network, batch.targets), course.loss, rim, recorded, peers)
 
 
 def _bare(network: nn.Module) -> Any:
@@ -226,7 +227,7 @@ def validate(course: Course, run: Run) -> float:
     try:
         for recorded, target in zip(course.validation.recorded, course.validation.target, strict=True):
             tensors = [torch.from_numpy(image)[None, None].to(course.device) for image in (recorded, target)]
-            inputs, truth = normalise(tensors[0], tensors[1], None)
+            inputs, truth, _ = normalise(tensors[0], tensors[1], None)
             found = run_network(run.network, inputs, guide_of_batch(inputs), bordered=True)[0].float()
             span = float(truth.max() - truth.min())
             error = float((found - truth).square().mean())

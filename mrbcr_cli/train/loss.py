@@ -31,10 +31,10 @@ _SMOOTHINGS_PX = (1.0, 2.0)
 class LossSettings:
     """What is summed. `log` is the logarithm of each patch's mean square error: the mean PSNR is what it descends.
 
-    `gain` is that too, but a patch that already is far better than any smoothing of its input counts less: where haze
-    or noise is easily outdone nothing is sought at the cost of patches that were hardly spoilt in the first place.
-    `gain_floor` is the share of the error of the best smoothing below which little more is gained; explicit methods
-    reach about 0.3.
+    `gain` is that too, but a patch that already is far better than what needs no network counts less: any smoothing of
+    its input and, where data are simulated, Richardson-Lucy that is told the optics. So where haze or noise is easily
+    outdone nothing is sought at the cost of patches where that is hard. `gain_floor` is the share of the error of the
+    best of these below which little more is gained.
     """
 
     kind: Kind = "mse"
@@ -49,11 +49,13 @@ def loss_of(
     settings: LossSettings,
     rim_px: int = 0,
     inputs: Sequence[Tensor] = (),
+    peers: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and, for the record, the mean square error at full size of each patch (N,), in contrast units.
 
     `outputs` and `targets`: (N, 1, H, W) at full, half, quarter size (or only the first of these). The outer `rim_px`
-    (at full size) are context and do not count. `inputs`: what was recorded, at the same scales; for `gain` alone.
+    (at full size) are context and do not count. For `gain` alone, at the same scales: `inputs`, what was recorded, and,
+    where they are known, `peers`, what an explicit method makes of it.
     """
     contrast = (targets[0].amax((1, 2, 3), keepdim=True) - targets[0].amin((1, 2, 3), keepdim=True)).float()
     contrast = contrast.clamp_min(LEAST_CONTRAST)
@@ -69,7 +71,9 @@ def loss_of(
             errors = square.detach()
         floor: Tensor | float = LOG_FLOOR
         if settings.kind == "gain":
-            floor = LOG_FLOOR + settings.gain_floor * _best_smoothing(inputs[level], target, contrast, inner)
+            floor = LOG_FLOOR + settings.gain_floor * _yardstick(
+                inputs[level], peers[level] if peers else None, target, contrast, inner
+            )
         term = _pixel_term(error, square, settings.kind, floor)
         if settings.fft_weight:
             term = term + settings.fft_weight * _spectral_term(error, square, settings.kind, floor)
@@ -78,9 +82,11 @@ def loss_of(
 
 
 @torch.no_grad()
-def _best_smoothing(recorded: Tensor, target: Tensor, contrast: Tensor, inner: tuple[Any, ...]) -> Tensor:
-    """Mean square error (N,) of the best of some Gaussian smoothings of the patch, in contrast units."""
-    candidates = [recorded.float()]
+def _yardstick(
+    recorded: Tensor, peer: Tensor | None, target: Tensor, contrast: Tensor, inner: tuple[Any, ...]
+) -> Tensor:
+    """Mean square error (N,) of the best of some smoothings of the patch and of the peer, in contrast units."""
+    candidates = [recorded.float()] if peer is None else [recorded.float(), peer.float()]
     for sigma in _SMOOTHINGS_PX:
         reach = round(3 * sigma)
         kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=recorded.device) / sigma).square())

@@ -79,7 +79,7 @@ def test_percentiles_are_numpys() -> None:
 def test_input_and_target_go_through_one_map(seed: int | None) -> None:
     recorded = 100 + 900 * torch.rand(6, 1, 32, 32)
     rng = None if seed is None else np.random.default_rng(seed)
-    inputs, targets = normalise(recorded, 2 * recorded + 50, rng)
+    inputs, targets, _ = normalise(recorded, 2 * recorded + 50, rng)
     gain = (inputs.amax((2, 3)) - inputs.amin((2, 3))) / (recorded.amax((2, 3)) - recorded.amin((2, 3)))
     offset = inputs.mean((2, 3)) - gain * recorded.mean((2, 3))
     expected = gain[..., None, None] * (2 * recorded + 50) + offset[..., None, None]
