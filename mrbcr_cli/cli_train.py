@@ -83,7 +83,7 @@ def train(
             NETWORK,
             metavar="MODEL",
             complete=complete_model,
-            help="Start from an embedded model or a weights file (fine-tuning). Default: none.",
+            help="Start from an embedded model or a weights file; a larger network in -c grows from it. Default: none.",
         ),
     ] = None,
     name: Annotated[str | None, option(NETWORK, metavar="TEXT", help="On the weights card. Default: trained.")] = None,
@@ -140,7 +140,7 @@ def train(
             LOSS,
             metavar="NAME",
             complete=("mse", "charbonnier", "log", "gain"),
-            help="mse, charbonnier, log (mean PSNR) or gain (over smoothing). Default: mse.",
+            help="mse, charbonnier, log (mean PSNR) or gain (over explicit methods). Default: mse.",
         ),
     ] = None,
     gain_floor: Annotated[
@@ -148,7 +148,7 @@ def train(
         option(
             LOSS,
             metavar="X",
-            help="Of loss gain: share of a smoothing's error below which little more is gained. Default: 0.3.",
+            help="Of loss gain: share of their error below which little more is gained. Default: 0.3.",
             rare=True,
         ),
     ] = None,
