@@ -39,6 +39,8 @@ class Weight:
 class ImagingModel:
     """One shape of block: its domain, the PSF's transfer function on it, its scale.
 
+    A subclass may have many blocks of one shape, each with its own PSF and background: these are leading axes then.
+
     The domain is the block and half a PSF more on each side. The two sides must not share pixels, or light would pass
     from one border to the other and the result there would depend on how far away the other one is.
     """
@@ -48,9 +50,9 @@ class ImagingModel:
         self.shape = shape if psf.is_3d else shape[1:]
         self.dims = tuple(range(-len(self.shape), 0))
         self.window = window(block[-len(self.shape) :])
-        self.background = background
+        self.background: float | Tensor = background
         self.span = span
-        self.tiny = 1e-6 * span
+        self.tiny: float | Tensor = 1e-6 * span
         self.transfer = transfer_function(psf, self.shape, device)
 
     def blur(self, values: Tensor) -> Tensor:
@@ -62,8 +64,11 @@ class ImagingModel:
         return self._filtered(values, self.transfer, adjoint=True)
 
     def weight(self) -> Weight:
-        """Return what H^T of the block's window says: the share of each point's light that the block records."""
-        many = self.transfer.shape[: -len(self.shape)]  # a response each, where blocks have their own PSF
+        """Return what H^T of the block's window says: the share of each point's light that the block records.
+
+        Domain, after leading axes where blocks have their own PSF.
+        """
+        many = self.transfer.shape[: -len(self.shape)]
         block = torch.zeros((*many, *self.shape), device=self.transfer.device)
         block[self.window] = 1
         seen = self.correlate(block)

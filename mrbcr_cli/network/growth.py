@@ -66,12 +66,16 @@ def _grown_tones(new: Tones, old: Tones, moved: dict[int, int]) -> dict[str, Ten
     count = min(new.hidden.out_features, old.hidden.out_features)
     weight = old.out.weight.norm(dim=0) * old.hidden.weight.norm(dim=1)
     kept = weight.topk(count).indices.sort().values
+    dropped = torch.ones(len(weight), dtype=torch.bool)
+    dropped[kept] = False
     hidden, bias = new.hidden.weight.detach().clone(), new.hidden.bias.detach().clone()
     hidden[:count], bias[:count] = old.hidden.weight.detach()[kept], old.hidden.bias.detach()[kept]
     rows = torch.zeros(*new.shape, new.hidden.out_features)
     row_bias = torch.zeros(*new.shape)
     source = old.out.weight.detach()[:, kept].reshape(*old.shape, count)
-    source_bias = old.out.bias.detach().reshape(*old.shape)
+    # What a dropped feature says of a middling spectrum stays; what it made of others goes.
+    middling = torch.relu(old.hidden.bias.detach()[dropped])
+    source_bias = (old.out.bias.detach() + old.out.weight.detach()[:, dropped] @ middling).reshape(*old.shape)
     for former, number in moved.items():
         rows[number, ..., :count] = source[former]
         row_bias[number] = source_bias[former]

@@ -135,7 +135,7 @@ def focus_psf(
 ) -> Tensor | None:
     """The PSF of the plane of focus, (size, size), float32, not negative, sum 1, origin in the middle of an odd size.
 
-    What lies beyond is cut off. None for transmitted light, which has no PSF.
+    What lies beyond is cut off. None for transmitted light, whose image is not its specimen blurred by one PSF.
     """
     if isinstance(conditions.optics, Transmission):
         return None

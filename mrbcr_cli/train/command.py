@@ -133,22 +133,22 @@ def make_network(settings: TrainSettings, warn: Callable[[str], None]) -> nn.Mod
         from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
 
         try:
-            asked = MrbcrSettings.from_dict(settings.network)
-            held = asked if start is None else MrbcrSettings.from_dict(start.card.settings)
+            own = {} if start is None else start.card.settings
+            asked, held = (MrbcrSettings.from_dict({**own, **more}) for more in (settings.network, {}))
         except (TypeError, ValueError) as error:
             raise InputError(f"--network: {error}") from error
-        if start is not None and settings.network and asked != held:
+        if start is not None and asked != held:
             try:
                 network = grow(start.state_dict, held, asked)
             except ValueError as error:
                 raise InputError(
                     f"--init {settings.init}: {error}; leave network out, or ask for a larger one"
                 ) from error
-            if asked.guide_hidden < held.guide_hidden:
+            if held.guided and asked.guide_hidden < held.guide_hidden:
                 lost = held.guide_hidden - asked.guide_hidden
                 warn(f"--init {settings.init}: {lost} of {held.guide_hidden} guide features go, those of least weight")
             return network
-        network = Mrbcr(held)
+        network = Mrbcr(asked)
     if start is not None:
         network.load_state_dict(start.state_dict)
     return network
@@ -266,7 +266,7 @@ def _batches(settings: TrainSettings, data: Data, machine: Machine, group: Group
     from mrbcr_cli.capacity import cpu_count
 
     workers = max(2, cpu_count()) if machine.workers is None else machine.workers
-    make = partial(field_maker, data.train, settings.field, group.rank, device)
+    make = partial(field_maker, data.train, settings.field, group.rank, device, settings.loss == "gain")
     with workers_for(workers, make) as submit:
         yield SimulatedBatches(
             data.train, submit, field_px=settings.field, capacity=settings.pool, fresh=settings.fresh,

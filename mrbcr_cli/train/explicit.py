@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mrbcr_cli.simulate.image_scene import StoredPsfPlanes
 
 ITERATIONS = 20
-"""Near the number that is best for the whole domain of the embedded model."""
+"""Near the number that is best for the whole domain of the embedded model; a step takes about a third longer."""
 REACH_PX = 24
 """The PSF is cut this far from its middle: four FWHM of the widest of that domain."""
 
@@ -45,7 +45,7 @@ class Optics:
 
 
 def told_optics(conditions: Conditions, stored: StoredPsfPlanes | None, device: torch.device | str) -> Optics | None:
-    """The optics of a field; None for transmitted light, which has no PSF."""
+    """The optics of a field; None for transmitted light, whose image is not its specimen blurred by one PSF."""
     psf = focus_psf(conditions, stored, 2 * REACH_PX + 1, device)
     return None if psf is None else Optics(psf, conditions.target_fwhm_px)
 
@@ -56,7 +56,11 @@ def deconvolve_patches(
 ) -> Tensor:
     """Estimates (N, Y, X) in counts, at the targets' resolution and with their background, from counts (N, Y, X) of
     square patches. Pixels of an sCMOS are taken for those of its mean.
+
+    Raises ValueError for patches that are not square.
     """
+    if counts_nyx.shape[-1] != counts_nyx.shape[-2]:
+        raise ValueError(f"patches must be square, not {tuple(counts_nyx.shape[1:])}")
     device, (height, width) = counts_nyx.device, counts_nyx.shape[1:]
 
     def each(values: Sequence[float]) -> Tensor:
@@ -79,16 +83,15 @@ def deconvolve_patches(
 
 
 class _Patches(ImagingModel):
-    """The imaging model of many patches, a PSF (N, K, K) and a background (N, 1, 1) each."""
+    """The imaging model of many patches, with a PSF (N, K, K) and a background (N, 1, 1) each."""
 
     def __init__(self, psfs: Tensor, block: tuple[int, int], background: Tensor, data: Tensor) -> None:
         reach = psfs.shape[-1] // 2
         self.shape = extended(block, [2 * reach] * 2)
         self.dims = (-2, -1)
         self.window = window(block)
-        self.background = background  # type: ignore[assignment]  # broadcasts as one for all would
-        self.span = float(data.max())
-        self.tiny = 1e-6 * max(self.span, 1e-6)
+        self.background = background
+        self.tiny = 1e-6 * data.amax((-2, -1), keepdim=True).clamp_(min=1e-6)
         padded = psfs.new_zeros(len(psfs), *self.shape)
         padded[:, : psfs.shape[-2], : psfs.shape[-1]] = psfs
         self.transfer = torch.fft.rfft2(padded.roll((-reach, -reach), dims=(-2, -1)))

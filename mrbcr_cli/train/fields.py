@@ -58,27 +58,50 @@ class _Field:
     """Signal, haze and target, (3, field, field) float16."""
     transmitted: bool
     optics: Optics | None
-    """What explicit methods are told; None where there is no PSF."""
+    """What explicit methods are told; None where there is no PSF, or nobody asks."""
 
 
-def make_field(job: PairsJob, field_px: int, stream: int, device: str, index: int) -> _Field | _Drawn:
-    """Field `index`, imaged; where the device is an accelerator only drawn."""
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """A `_Field` on its way from a worker: a tensor would hold an open file in this process as long as it lives."""
+
+    light: NDArray[np.float16]
+    transmitted: bool
+    psf_yx: NDArray[np.float32] | None
+    target_fwhm_px: float
+
+    @classmethod
+    def of(cls, field: _Field) -> _Packed:
+        """Pack a field of a CPU."""
+        if field.optics is None:
+            return cls(field.light.numpy(), field.transmitted, None, 0.0)
+        return cls(field.light.numpy(), field.transmitted, field.optics.psf_yx.numpy(), field.optics.target_fwhm_px)
+
+    def field(self) -> _Field:
+        """The field again."""
+        optics = None if self.psf_yx is None else Optics(torch.from_numpy(self.psf_yx), self.target_fwhm_px)
+        return _Field(torch.from_numpy(self.light), self.transmitted, optics)
+
+
+def make_field(job: PairsJob, field_px: int, stream: int, device: str, peers: bool, index: int) -> _Packed | _Drawn:
+    """Field `index`, imaged, with its optics where `peers` want them; where the device is an accelerator only drawn."""
     drawn = draw_field(job, field_px, stream, index)
-    return _image(job, drawn, "cpu") if device == "cpu" else drawn
+    return _Packed.of(_image(job, drawn, "cpu", peers)) if device == "cpu" else drawn
 
 
-def _image(job: PairsJob, drawn: _Drawn, device: str) -> _Field:
+def _image(job: PairsJob, drawn: _Drawn, device: str, peers: bool) -> _Field:
     scene = torch.from_numpy(drawn.planes).to(device).float()
     imaged = image_scene(scene, drawn.conditions, job.psf, device)
     scale = imaged.peak() or 1.0
     stacked = torch.stack((imaged.signal, imaged.haze, imaged.sharp)) / scale
-    return _Field(stacked.half(), imaged.transmitted, told_optics(drawn.conditions, job.psf, device))
+    optics = told_optics(drawn.conditions, job.psf, device) if peers else None
+    return _Field(stacked.half(), imaged.transmitted, optics)
 
 
-def field_maker(job: PairsJob, field_px: int, stream: int, device: str) -> Work:
+def field_maker(job: PairsJob, field_px: int, stream: int, device: str, peers: bool) -> Work:
     """What makes fields in a worker process, on one thread of its own."""
     torch.set_num_threads(1)
-    return partial(make_field, job, field_px, stream, device)
+    return partial(make_field, job, field_px, stream, device, peers)
 
 
 class SimulatedBatches:
@@ -131,7 +154,9 @@ class SimulatedBatches:
                 return newest
             index, future = self._asked.popleft()
             made = future.result()
-            self._fields[index] = made if isinstance(made, _Field) else _image(self.job, made, self.device)
+            self._fields[index] = (
+                made.field() if isinstance(made, _Packed) else _image(self.job, made, self.device, self._peers)
+            )
 
     def _cut(
         self, index: int, size_px: int, light: Light, rng: np.random.Generator

@@ -32,9 +32,9 @@ class LossSettings:
     """What is summed. `log` is the logarithm of each patch's mean square error: the mean PSNR is what it descends.
 
     `gain` is that too, but a patch that already is far better than what needs no network counts less: any smoothing of
-    its input and, where data are simulated, Richardson-Lucy that is told the optics. So where haze or noise is easily
-    outdone nothing is sought at the cost of patches where that is hard. `gain_floor` is the share of the error of the
-    best of these below which little more is gained.
+    its input and, where fluorescence is simulated on the fly, Richardson-Lucy that is told the optics. So where haze or
+    noise is easily outdone nothing is sought at the cost of patches where that is hard. `gain_floor` is the share of
+    the error of the best of these below which little more is gained.
     """
 
     kind: Kind = "mse"

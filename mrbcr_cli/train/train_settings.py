@@ -40,8 +40,8 @@ class TrainSettings(BaseModel):
 
     model: Literal["mrbcr", "published"] = "mrbcr"
     network: dict[str, Any] = Field(default_factory=dict)
-    """Constructor settings of the network; with init, it grows into these. Default: that of init, or 0.20 M parameters.
-    """
+    """Constructor settings of the network; one of init grows into them. Those not given: of init, or of the smaller
+    embedded models (0.20 million parameters)."""
     init: str | None = None
     """Embedded model or weights file to start from."""
 
@@ -71,7 +71,8 @@ class TrainSettings(BaseModel):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     loss: Literal["mse", "charbonnier", "log", "gain"] = "mse"
     gain_floor: Annotated[float, Field(ge=0, le=100)] = 0.3
-    """Of loss gain: share of the error of the best smoothing of a patch below which little is gained. Default: 0.3."""
+    """Of loss gain: share of the error of the best of some smoothings (with simulate and fluorescence: and of
+    Richardson-Lucy that is told the PSF) below which little more is gained. Default: 0.3."""
     fft_weight: Annotated[float, Field(ge=0, le=100)] = 0.05
     scale_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

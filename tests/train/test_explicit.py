@@ -58,6 +58,15 @@ def test_a_patch_does_not_see_its_neighbours_in_the_batch() -> None:
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=0.01)
 
 
+def test_patches_are_square_and_may_be_smaller_than_the_psf() -> None:
+    small = deconvolve_patches(_counts()[:, :32, :32], OPTICS, BACKGROUNDS, CAMERAS)
+    assert small.shape == (3, 32, 32) and torch.isfinite(small).all()
+    flat = deconvolve_patches(torch.full((3, 32, 32), 120.0), OPTICS, BACKGROUNDS, CAMERAS)
+    assert torch.isfinite(flat).all()
+    with pytest.raises(ValueError, match="square"):
+        deconvolve_patches(_counts()[:, :32], OPTICS, BACKGROUNDS, CAMERAS)
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("turns", [0, 1, 3])
 def test_optics_turn_with_the_piece(turns: int, mirror: bool) -> None:

@@ -6,9 +6,12 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from mrbcr_cli.evaluation.true_psf import true_psf_yx
+from mrbcr_cli.simulate.image_scene import focus_psf
 from mrbcr_cli.simulate.pair import PairsJob
 from mrbcr_cli.simulate.pairs import plan_pairs
 from mrbcr_cli.stream.pool import workers_for
@@ -22,9 +25,9 @@ def test_fields_are_the_same_wherever_they_are_imaged(simulation: Path) -> None:
     settings = TrainSettings(**json.loads(simulation.read_text()))
     assert settings.simulate is not None
     job = plan_pairs(settings.simulate)
-    drawn = fields.make_field(job, 64, 0, "cuda", 5)
+    drawn = fields.make_field(job, 64, 0, "cuda", True, 5)
     assert isinstance(drawn, fields._Drawn)
-    there, here = fields._image(job, drawn, "cpu"), _made(job, 0, 5)
+    there, here = fields._image(job, drawn, "cpu", True), _made(job, 0, 5)
     assert not here.transmitted and here.light.dtype == torch.float16
     assert torch.equal(there.light, here.light)
     assert there.optics is not None and here.optics is not None
@@ -35,9 +38,9 @@ def test_fields_are_the_same_wherever_they_are_imaged(simulation: Path) -> None:
 
 
 def _made(job: PairsJob, stream: int, index: int) -> fields._Field:
-    made = fields.make_field(job, 64, stream, "cpu", index)
-    assert isinstance(made, fields._Field)
-    return made
+    made = fields.make_field(job, 64, stream, "cpu", True, index)
+    assert isinstance(made, fields._Packed)
+    return made.field()
 
 
 @pytest.mark.parametrize("microscope", ["widefield", "brightfield"])
@@ -48,7 +51,7 @@ def test_batches_show_the_peer_where_there_is_a_psf(simulation: Path, microscope
     settings = TrainSettings(**values)
     assert settings.simulate is not None
     job = plan_pairs(settings.simulate)
-    with workers_for(1, partial(field_maker, job, 64, 0, "cpu")) as submit:
+    with workers_for(1, partial(field_maker, job, 64, 0, "cpu", True)) as submit:
         common = {"field_px": 64, "capacity": 8, "fresh": 0.5, "stream": 0, "device": "cpu", "seed": 1}
         batch, plain = (SimulatedBatches(job, submit, **common, peers=peers).batch(0, 8, 64) for peers in (True, False))
     assert plain.peers is None and torch.equal(plain.inputs, batch.inputs)
@@ -67,7 +70,7 @@ def test_batches_depend_on_the_step_alone(simulation: Path) -> None:
     job = plan_pairs(settings.simulate)
     batches = []
     for steps, ahead in ((range(8), 1), ((7,), 5)):
-        with workers_for(1, partial(field_maker, job, 64, 0, "cpu")) as submit:
+        with workers_for(1, partial(field_maker, job, 64, 0, "cpu", False)) as submit:
             data = SimulatedBatches(
                 job, submit, field_px=64, capacity=3, fresh=0.5, stream=0, device="cpu", seed=1, ahead=ahead
             )
@@ -75,3 +78,32 @@ def test_batches_depend_on_the_step_alone(simulation: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*(batch[:2] for batch in batches), strict=True))
     inputs, targets, _ = batches[0]
     assert inputs.shape == targets.shape == (3, 1, 32, 32) and torch.isfinite(inputs).all()
+
+
+def test_fields_of_other_processes_hold_no_open_files(simulation: Path) -> None:
+    """A tensor in shared memory keeps a descriptor open; a pool has more fields than a process may have files."""
+    settings = TrainSettings(**json.loads(simulation.read_text()))
+    assert settings.simulate is not None
+    job = plan_pairs(settings.simulate)
+    with workers_for(2, partial(field_maker, job, 64, 0, "cpu", True)) as submit:
+        made = submit(3).result()
+    assert isinstance(made, fields._Packed)
+    field, here = made.field(), _made(job, 0, 3)
+    assert not field.light.is_shared() and torch.equal(field.light, here.light)
+    assert field.optics is not None and here.optics is not None and not field.optics.psf_yx.is_shared()
+    assert torch.equal(field.optics.psf_yx, here.optics.psf_yx)
+
+
+@pytest.mark.parametrize("microscope", ["widefield", "confocal"])
+def test_told_psf_is_the_true_one(simulation: Path, microscope: str) -> None:
+    """That of an evaluation, which knows the optics from the record of a pair, but for what is cut off."""
+    values = json.loads(simulation.read_text())
+    values["simulate"] |= {"microscope": microscope, "aberration": [0.05, 0.05], "fwhm": [3, 4]}
+    settings = TrainSettings(**values)
+    assert settings.simulate is not None
+    job = plan_pairs(settings.simulate)
+    conditions = fields.draw_field(job, 64, 0, 5).conditions
+    told = focus_psf(conditions, None, 49)
+    true = true_psf_yx({"conditions": json.loads(json.dumps(conditions.record()))}, 49)
+    assert told is not None
+    np.testing.assert_allclose(told.numpy(), true, atol=1e-5)

@@ -58,9 +58,11 @@ def test_what_is_new_learns() -> None:
 
 
 def test_a_smaller_guide_keeps_the_features_of_most_weight() -> None:
+    """And of one whose say is the same for every guide, that."""
     former = _random(SMALL)
     with torch.no_grad():
-        former.tones.out.weight[:, 2] = 0  # type: ignore[union-attr]
+        former.tones.hidden.weight[2] = 0  # type: ignore[union-attr]
+        former.tones.hidden.bias[2] = 0.5  # type: ignore[union-attr]
     fewer = replace(SMALL, guide_hidden=4)
     image, guide = torch.rand(1, 1, 48, 40), torch.randn(1, 22)
     with torch.no_grad():
@@ -89,7 +91,8 @@ def test_training_begins_with_the_grown_network(
     """On the command line: `--init` and a larger `network:`; features of the guide that go are named."""
     shape = {"alpha": 2, "stages": 1, "kt_pairs": [[1]], "b_pairs": [[1]], "guide_hidden": 5}
     larger = {**shape, "b_pairs": [[2]], "guide_hidden": 4}
-    for name, network in (("small", shape), ("large", larger), ("other", {"alpha": 4})):
+    others = (("part", {"b_pairs": [[2]]}), ("other", {"alpha": 4}))
+    for name, network in (("small", shape), ("large", larger), *others):
         (tmp_path / f"{name}.yaml").write_text(f"network: {json.dumps(network)}\n")
     pairs, brief = ("--pairs", stored / "p.zarr"), {"steps": 2, "every": 2}
     assert train(tmp_path / "first", "-c", tmp_path / "small.yaml", *pairs, **brief) == 0
@@ -102,5 +105,9 @@ def test_training_begins_with_the_grown_network(
     shared = [key for key in held.state_dict if not key.startswith("tones.")]
     for key in shared:
         torch.testing.assert_close(grown.state_dict[key], held.state_dict[key], atol=1e-6, rtol=0)
+    assert train(tmp_path / "part", "-c", tmp_path / "part.yaml", *pairs, init=start, **brief) == 0
+    assert "features go" not in capsys.readouterr().err
+    settings = load_weights(str(tmp_path / "part" / "last.safetensors")).card.settings
+    assert MrbcrSettings.from_dict(settings) == MrbcrSettings.from_dict({**larger, "guide_hidden": 5})
     assert train(tmp_path / "other", "-c", tmp_path / "other.yaml", *pairs, init=start) == 2
     assert "alpha 2 cannot become 4" in capsys.readouterr().err

@@ -46,9 +46,9 @@ def test_run_leaves_weights_log_table_and_curves(fresh: Path) -> None:
     assert np.float64(5e-324) * 1.0 > 0, "training left denormal numbers switched off"
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 7])
+@pytest.mark.parametrize(("loss", "stop_at"), [("mse", 1), ("mse", 4), ("mse", 7), ("gain", 5)])
 def test_resumed_run_is_the_uninterrupted_one(
-    fresh: Path, simulation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    fresh: Path, simulation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, stop_at: int
 ) -> None:
     """Stopped by SIGUSR1 at any step, and once more, the losses and weights are bit for bit those of one run."""
     from mrbcr_cli.train import loop
@@ -63,12 +63,17 @@ def test_resumed_run_is_the_uninterrupted_one(
             os.kill(os.getpid(), signal.SIGUSR1)
         return step(*arguments)
 
+    whole = fresh
+    if loss != "mse":
+        whole = tmp_path / "whole"
+        assert train(whole, "-c", simulation, "--workers", 1, loss=loss) == 0
+        assert curve(whole) != curve(fresh)
     monkeypatch.setattr(loop, "_one_step", interrupted)
-    assert train(tmp_path / "run", "-c", simulation, "--workers", 1) == 75
+    assert train(tmp_path / "run", "-c", simulation, "--workers", 1, loss=loss) == 75
     monkeypatch.setattr(loop, "_one_step", step)
-    assert train(tmp_path / "run", "-c", simulation, "--workers", 1) == 0
-    assert curve(tmp_path / "run") == curve(fresh)
-    ours, theirs = (load_weights(folder / "last.safetensors").state_dict for folder in (tmp_path / "run", fresh))
+    assert train(tmp_path / "run", "-c", simulation, "--workers", 1, loss=loss) == 0
+    assert curve(tmp_path / "run") == curve(whole)
+    ours, theirs = (load_weights(folder / "last.safetensors").state_dict for folder in (tmp_path / "run", whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
