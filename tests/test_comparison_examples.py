@@ -14,6 +14,8 @@ import tifffile
 import torch
 from torch import nn
 
+from mrbcr_cli.weights import build_network, load_weights
+from tests.benchmarks.peers import MULTIPLY_ADDS
 from tests.evaluation_scripts import compare, generator, hal, real_images, unet
 
 # ---- networks ----
@@ -42,6 +44,9 @@ def test_costs_of_the_networks_are_those_that_are_known() -> None:
     assert costs["published"].multiply_adds_a_pixel == pytest.approx(142_000, rel=0.01)
     assert costs["mrbcr"].parameters == 197_468
     assert costs["published"].parameters == 236_630
+    widefield = build_network(load_weights("widefield"))
+    assert unet.multiply_adds_a_pixel(widefield) == pytest.approx(MULTIPLY_ADDS, rel=1e-3)
+    assert unet.parameter_count(widefield) <= 240_000
     taps = 9 * (
         32 + 32 * 32 + (32 * 64 + 64 * 64) / 4 + 2 * 64 * 128 / 16 + (128 * 64 + 64 * 32) / 4 + 64 * 32 + 32 * 32
     )

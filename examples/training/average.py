@@ -1,8 +1,8 @@
 """The mean of weights that went out of one another: one network that is better than each of them.
 
-Invariant: all are of one shape, and every tensor of the result is the mean of theirs in float32, whatever the order.
-Runs that began from common weights lie in one valley of the loss, and its middle generalises best (Izmailov et al., UAI
-2018; Wortsman et al., ICML 2022).
+Invariant: all are of one shape, and every tensor of the result is the mean of theirs in float32, whatever the order;
+weights that are named twice count twice. Runs that began from common weights lie in one valley of the loss, and its
+middle generalises best (Izmailov et al., UAI 2018; Wortsman et al., ICML 2022).
 
     python examples/training/average.py OUT.safetensors WEIGHTS WEIGHTS...
 """
@@ -10,6 +10,7 @@ Runs that began from common weights lie in one valley of the loss, and its middl
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> int:
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     target, loaded = Path(argv[0]), [load_weights(text) for text in argv[1:]]
-    said = "; ".join(each.card.notes for each in loaded)
+    told = Counter(each.card.notes for each in loaded)
+    said = "; ".join(notes if count == 1 else f"{count} times {notes}" for notes, count in told.items())
     card = replace(loaded[0].card, effective_halo_px=None, notes=f"mean of {len(loaded)} weights: {said}")
     print(f"{target}: {save_weights(target, average(loaded), card)}")
     return 0

@@ -143,5 +143,5 @@ def _roofline(speeds: dict[str, tuple[float, float]]) -> Iterator[dict[str, Any]
         }
 
 
-MULTIPLY_ADDS = 22_702
-"""A pixel of the default network (tests/test_network.py holds it)."""
+MULTIPLY_ADDS = 23_278
+"""A pixel of `widefield` (tests/test_comparison_examples.py holds it)."""

@@ -15,7 +15,7 @@ from tests.benchmarks.common import command, stack
 
 def measure(scratch: Path, quick: bool) -> list[dict[str, Any]]:
     """Rows: seconds of both, their ratio, Mpixel/s of the output. Both run in fresh processes and all cores."""
-    planes, size = (2, 2048) if quick else (120, 2048)
+    planes, size = (2, 2048) if quick else (80, 2048)
     source = stack(scratch / "in.zarr", planes, size, filled=planes)
     alone, workers = network_alone(source)
     started = time.perf_counter()

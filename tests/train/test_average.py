@@ -33,6 +33,8 @@ def test_mean_of_weights_in_any_order(script: ModuleType, tmp_path: Path) -> Non
     mean, again = load_weights(out), load_weights(other)
     assert mean.card.notes == "mean of 3 weights: run 0; run 1; run 2" and mean.card.effective_halo_px is None
     states = [load_weights(file).state_dict for file in files]
+    assert script.main([str(other), *map(str, (files[0], files[0], files[1]))]) == 0
+    assert load_weights(other).card.notes == "mean of 3 weights: 2 times run 0; run 1"
     for key, value in mean.state_dict.items():
         assert torch.equal(value, again.state_dict[key])
         torch.testing.assert_close(value, sum(state[key] for state in states) / 3)
