@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mrbcr_cli.network import DeconvolutionNetwork
 
 CANDIDATES_PX = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-TOLERANCE = 4e-7
-"""Of the output's range; a fifth of what tiles may differ by, for two probes cannot show the worst image."""
+TOLERANCE = 2e-7
+"""Of the output's range; a tenth of what tiles may differ by, for two probes cannot show the worst image."""
 _TILE_PX = 64
 _MARGIN_PX = 288
 """True context on each side of the tile: wider than the largest candidate, so that none is trivially right."""
