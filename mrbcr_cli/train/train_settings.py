@@ -40,7 +40,7 @@ class TrainSettings(BaseModel):
 
     model: Literal["mrbcr", "published"] = "mrbcr"
     network: dict[str, Any] = Field(default_factory=dict)
-    """Constructor settings of the network; one of init grows into them. Those not given: of init, or of the smaller
+    """Constructor settings of the network; one of init grows into them. Default: those of init, or of the smaller
     embedded models (0.20 million parameters)."""
     init: str | None = None
     """Embedded model or weights file to start from."""
