@@ -1,7 +1,8 @@
 """Put trained weights into the package, with a card that says what they were measured to do.
 
-Invariant: the tensors are those of the training run, unchanged; everything the card adds (halo, limits, figures) comes
-from the run's YAML, from the network itself, or from an evaluation report, never from a hand.
+Invariant: the tensors are those of the weights it is given (a run's, or the mean of some), unchanged; everything the
+card adds (halo, limits, figures) comes from the run's YAML, from the network itself, or from an evaluation report,
+never from a hand.
 
     python examples/training/embed.py RUN/best.safetensors examples/training/widefield.yaml REPORT.json \
         mrbcr_cli/models/widefield.safetensors

@@ -123,7 +123,7 @@ def _haze_factor(in_focus: Tensor, haze: Tensor, wanted: float | None) -> float:
 
 def _otfs(conditions: Conditions, stored: StoredPsfPlanes | None, field_px: int, device: torch.device) -> Tensor:
     if stored is not None:
-        return _centred_spectra(_stored_planes(conditions, stored, field_px).to(device), field_px)
+        return centred_spectra(_stored_planes(conditions, stored, field_px).to(device), field_px)
     microscope = conditions.optics
     if not isinstance(microscope, Microscope):
         raise TypeError("the optics of an emitting specimen are a Microscope")
@@ -166,7 +166,7 @@ def plane_otfs(
     psf = compute_psf(microscope, grid, normalize="none", z_um=stage, device=device)
     focus = len(psf) // 2
     sums = psf.sum((1, 2), keepdim=True)
-    spectra = _centred_spectra(psf / (sums if microscope.kind == "widefield" else sums[focus]), field_px)
+    spectra = centred_spectra(psf / (sums if microscope.kind == "widefield" else sums[focus]), field_px)
     if microscope.zernike_waves:
         spectra *= _shift_back(psf[focus], field_px)
     return spectra
@@ -203,8 +203,8 @@ def _stored_planes(conditions: Conditions, stored: StoredPsfPlanes, field_px: in
     return torch.from_numpy(chosen / values[centre].sum())
 
 
-def _centred_spectra(psf: Tensor, field_px: int) -> Tensor:
-    """Spectra of odd-sized planes whose middle pixel is the origin."""
+def centred_spectra(psf: Tensor, field_px: int) -> Tensor:
+    """Spectra (n, field, field // 2 + 1), complex64, of odd-sized planes (n, y, x) whose middle pixel is the origin."""
     ny, nx = psf.shape[1:]
     field = torch.zeros((len(psf), field_px, field_px), dtype=torch.float32, device=psf.device)
     field[:, :ny, :nx] = psf

@@ -19,7 +19,7 @@ from torch import Tensor
 from mrbcr_cli.imaging_model import ImagingModel, extended, window
 from mrbcr_cli.optics.camera import Camera
 from mrbcr_cli.optics.measure import FWHM_PER_SIGMA
-from mrbcr_cli.simulate.image_scene import focus_psf, gaussian_otf
+from mrbcr_cli.simulate.image_scene import centred_spectra, focus_psf, gaussian_otf
 
 if TYPE_CHECKING:
     from mrbcr_cli.simulate.conditions import Conditions
@@ -86,12 +86,9 @@ class _Patches(ImagingModel):
     """The imaging model of many patches, with a PSF (N, K, K) and a background (N, 1, 1) each."""
 
     def __init__(self, psfs: Tensor, block: tuple[int, int], background: Tensor, data: Tensor) -> None:
-        reach = psfs.shape[-1] // 2
-        self.shape = extended(block, [2 * reach] * 2)
+        self.shape = extended(block, [psfs.shape[-1] - 1] * 2)
         self.dims = (-2, -1)
         self.window = window(block)
         self.background = background
         self.tiny = 1e-6 * data.amax((-2, -1), keepdim=True).clamp_(min=1e-6)
-        padded = psfs.new_zeros(len(psfs), *self.shape)
-        padded[:, : psfs.shape[-2], : psfs.shape[-1]] = psfs
-        self.transfer = torch.fft.rfft2(padded.roll((-reach, -reach), dims=(-2, -1)))
+        self.transfer = centred_spectra(psfs, self.shape[-1])

@@ -20,11 +20,18 @@ from mrbcr_cli.train.fields import SimulatedBatches, field_maker
 from mrbcr_cli.train.train_settings import TrainSettings
 
 
+def _job(simulation: Path, **changes: object) -> PairsJob:
+    """What the configuration simulates, with these changes."""
+    values = json.loads(simulation.read_text())
+    values["simulate"] |= changes
+    settings = TrainSettings(**values)
+    assert settings.simulate is not None
+    return plan_pairs(settings.simulate)
+
+
 def test_fields_are_the_same_wherever_they_are_imaged(simulation: Path) -> None:
     """On an accelerator the scene is drawn by a worker and imaged there; half precision in between costs 0.1 %."""
-    settings = TrainSettings(**json.loads(simulation.read_text()))
-    assert settings.simulate is not None
-    job = plan_pairs(settings.simulate)
+    job = _job(simulation)
     drawn = fields.make_field(job, 64, 0, "cuda", True, 5)
     assert isinstance(drawn, fields._Drawn)
     there, here = fields._image(job, drawn, "cpu", True), _made(job, 0, 5)
@@ -46,11 +53,7 @@ def _made(job: PairsJob, stream: int, index: int) -> fields._Field:
 @pytest.mark.parametrize("microscope", ["widefield", "brightfield"])
 def test_batches_show_the_peer_where_there_is_a_psf(simulation: Path, microscope: str) -> None:
     """In the units of the inputs, and nearer to the targets in the mean; transmitted light has no PSF."""
-    values = json.loads(simulation.read_text())
-    values["simulate"] |= {"microscope": microscope, "photons": [500, 2000]}
-    settings = TrainSettings(**values)
-    assert settings.simulate is not None
-    job = plan_pairs(settings.simulate)
+    job = _job(simulation, microscope=microscope, photons=[500, 2000])
     with workers_for(1, partial(field_maker, job, 64, 0, "cpu", True)) as submit:
         common = {"field_px": 64, "capacity": 8, "fresh": 0.5, "stream": 0, "device": "cpu", "seed": 1}
         batch, plain = (SimulatedBatches(job, submit, **common, peers=peers).batch(0, 8, 64) for peers in (True, False))
@@ -65,9 +68,7 @@ def test_batches_show_the_peer_where_there_is_a_psf(simulation: Path, microscope
 
 def test_batches_depend_on_the_step_alone(simulation: Path) -> None:
     """Asked for out of order, as after a restart, and with other prefetching."""
-    settings = TrainSettings(**json.loads(simulation.read_text()))
-    assert settings.simulate is not None
-    job = plan_pairs(settings.simulate)
+    job = _job(simulation)
     batches = []
     for steps, ahead in ((range(8), 1), ((7,), 5)):
         with workers_for(1, partial(field_maker, job, 64, 0, "cpu", False)) as submit:
@@ -82,9 +83,7 @@ def test_batches_depend_on_the_step_alone(simulation: Path) -> None:
 
 def test_fields_of_other_processes_hold_no_open_files(simulation: Path) -> None:
     """A tensor in shared memory keeps a descriptor open; a pool has more fields than a process may have files."""
-    settings = TrainSettings(**json.loads(simulation.read_text()))
-    assert settings.simulate is not None
-    job = plan_pairs(settings.simulate)
+    job = _job(simulation)
     with workers_for(2, partial(field_maker, job, 64, 0, "cpu", True)) as submit:
         made = submit(3).result()
     assert isinstance(made, fields._Packed)
@@ -97,11 +96,7 @@ def test_fields_of_other_processes_hold_no_open_files(simulation: Path) -> None:
 @pytest.mark.parametrize("microscope", ["widefield", "confocal"])
 def test_told_psf_is_the_true_one(simulation: Path, microscope: str) -> None:
     """That of an evaluation, which knows the optics from the record of a pair, but for what is cut off."""
-    values = json.loads(simulation.read_text())
-    values["simulate"] |= {"microscope": microscope, "aberration": [0.05, 0.05], "fwhm": [3, 4]}
-    settings = TrainSettings(**values)
-    assert settings.simulate is not None
-    job = plan_pairs(settings.simulate)
+    job = _job(simulation, microscope=microscope, aberration=[0.05, 0.05], fwhm=[3, 4])
     conditions = fields.draw_field(job, 64, 0, 5).conditions
     told = focus_psf(conditions, None, 49)
     true = true_psf_yx({"conditions": json.loads(json.dumps(conditions.record()))}, 49)
