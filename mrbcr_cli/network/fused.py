@@ -1,7 +1,7 @@
 """The mrbcr network for inference: kernels made ready once for one channel, features in a precision of their own.
 
 Invariant: in float32 it agrees with `Mrbcr.forward` to rounding. In a reduced precision only features and kernels are
-rounded, each once: the image, its bands and what the network adds to them are summed in float32.
+rounded: the image, its bands and what the network adds to them are summed in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from mrbcr_cli.network.blocks import NonstandardBlock, ResidualPair
 from mrbcr_cli.network.kernels import Kernel
 from mrbcr_cli.network.mrbcr import Mrbcr, Stage
+from mrbcr_cli.network.strips import add_, add_synthesis_, residual_
 from mrbcr_cli.network.wavelets import WaveletBank
 
 
@@ -29,8 +30,8 @@ class _Pair:
     """Gain of what passes the branch by, (1, C, 1, 1); None: 1."""
 
     def __call__(self, bands: Tensor) -> Tensor:
-        branch = self.second(self.first(bands).relu_())
-        return branch.add_(bands) if self.passing is None else branch.addcmul_(bands, self.passing)
+        """Overwrite the bands by what it makes of them."""
+        return residual_(bands, self.first, self.second, self.passing)
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,28 @@ class _Block:
     coarsest: Kernel
 
     def __call__(self, bands: Tensor) -> Tensor:
-        return self._change(bands, 0).add_(bands)
+        """Overwrite the bands (N, 4 * alpha, H, W) by what it makes of them; H and W as NonstandardBlock wants them."""
+        return self._level(bands, 0)
 
-    def _change(self, bands: Tensor, level: int) -> Tensor:
-        """What the block adds to the bands of a level.
+    def _level(self, bands: Tensor, level: int) -> Tensor:
+        """The same for the bands of a level.
 
         The bank inverts itself, so what comes back from the coarser level less what went in is the synthesis of what
-        that level added: nothing large is rounded only to be taken off again.
+        that level changed: the synthesis of the whole, and its rounding, is spared.
         """
         low = bands[:, : self.alpha]
-        if level + 1 < len(self.levels):
-            coarse = self.bank.synthesis(self._change(self.bank.analysis(low), level + 1))
-        else:
-            coarse = self.coarsest(low)
-        change = bands
+        is_coarsest = level + 1 == len(self.levels)
+        coarse = self.coarsest(low) if is_coarsest else self._changed(self.bank.analysis(low), level + 1)
         for pair in self.levels[level]:
-            change = pair(change)
-        # The last pair's output is nobody else's; without a pair it is the input itself.
-        change = change.sub_(bands) if change is not bands else torch.zeros_like(bands)
-        change[:, : self.alpha] += coarse
-        return change
+            pair(bands)
+        if is_coarsest:
+            low += coarse
+        else:
+            add_synthesis_(low, coarse, self.bank)
+        return bands
+
+    def _changed(self, bands: Tensor, level: int) -> Tensor:
+        return self._level(bands.clone(), level).sub_(bands)
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,11 @@ class _Scale:
         """
         kt = self.kt_lift(y_bands)
         if self.kt_fusion is not None and coarser:
-            kt += self.kt_fusion(coarser.pop(0))
+            add_(kt, coarser.pop(0), self.kt_fusion)
         kt = self.kt(kt)
-        b = self.b_lift(y_bands).add_(kt)
-        if not self.feeds_finer:
-            kt = kt[:0].clone()
+        b = add_(kt.clone() if self.feeds_finer else kt, y_bands, self.b_lift)
         if self.b_fusion is not None and coarser:
-            b += self.b_fusion(coarser.pop(0))
+            add_(b, coarser.pop(0), self.b_fusion)
         b = self.b(b)
         return kt, b, self.project(b)
 
@@ -113,15 +114,18 @@ class FusedMrbcr:
         """Map (N, 1, H, W) float32, as `Mrbcr.forward` does, to its first output. Raises ValueError below 16 px."""
         height, width = image_nchw.shape[-2:]
         padded, top, left = self._network.padded(image_nchw, at_border)
-        return self._run(padded)[..., top : top + height, left : left + width]
+        bands = self._network.image_bank.analysis(padded)
+        del padded
+        return self._run(bands)[..., top : top + height, left : left + width]
 
-    def _run(self, y: Tensor) -> Tensor:
+    def _run(self, bands: Tensor) -> Tensor:
+        """From the bands of the image to the deconvolved image."""
         bank, up_bank = self._network.image_bank, self._network.up_bank
-        y_bands = [bank.analysis(y)]
+        y_bands = [bands]
         for _ in range(1, len(self._scales)):
             y_bands.append(bank.analysis(y_bands[-1][:, :1]))
         coarser: list[Tensor] = []
-        change = y
+        change = bands
         for scale in reversed(range(len(self._scales))):
             features = y_bands[scale].to(self._dtype, memory_format=torch.channels_last)
             kt, b, change = self._scales[scale](features, coarser)

@@ -20,7 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrbcr_cli.network.kernels import Kernel
-from mrbcr_cli.network.published import DENSE_GROWTH, DENSE_LAYERS, OUT_TAPS, SCALES, DenseBlock, Inverse, Published, up
+from mrbcr_cli.network.published import (
+    DENSE_GROWTH,
+    DENSE_LAYERS,
+    OUT_TAPS,
+    SCALES,
+    DenseBlock,
+    Inverse,
+    Published,
+    up,
+)
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,16 @@ class _Dense:
     entry: Kernel
     seconds: tuple[Kernel, ...]
     later: tuple[Kernel, ...]
-    """From the result of a layer to what the layers after it and the way out make of it."""
+    """From the result of a layer to what the layers after it and the way out make of it; zeros for those before."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the four new features."""
         waiting = self.entry(x)
-        for second, later in zip(self.seconds, self.later, strict=True):
-            z = second(torch.relu(waiting[:, :DENSE_GROWTH]))
-            waiting = later(z).add_(waiting[:, DENSE_GROWTH:])
-        return waiting
+        for layer, (second, later) in enumerate(zip(self.seconds, self.later, strict=True)):
+            own = waiting[:, layer * DENSE_GROWTH : (layer + 1) * DENSE_GROWTH]
+            # All channels at once, also those that are done with: part of a pixel's channels is slow to get at.
+            later.add_to(waiting, second(torch.relu(own)))
+        return waiting[:, DENSE_LAYERS * DENSE_GROWTH :]
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,16 @@ class _Inverse:
     dense: tuple[_Dense, ...]
     out: _Rows | None
 
-    def __call__(self, entry: Tensor, kt: Tensor) -> tuple[Tensor, Tensor | None]:
-        z = entry
-        for line in self.lines:
-            z = line(z).relu_()
+    def __call__(self, entry: list[Tensor], kt: Tensor) -> Tensor:
+        """Return the image (N, 1, H, W) or, without `out`, the features. `entry` is emptied, so that none outlives its
+        use.
+        """
+        z = self.lines[0].rectified(entry.pop())
+        for line in self.lines[1:]:
+            z = line.rectified(z)
         for dense in self.dense:
             z = torch.cat([dense(z), z], dim=1)
-        return z, None if self.out is None else self.out(z, kt)
+        return z if self.out is None else self.out(z, kt)
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class _Rows:
     bias: Tensor
 
     def __call__(self, z: Tensor, kt: Tensor) -> Tensor:
-        rows = self.rows(z).add_(self.of_kt(kt))
+        rows = self.of_kt.add_to(self.rows(z), kt)
         return F.conv2d(rows, self.gather, self.bias, padding=(OUT_TAPS // 2, 0))
 
 
@@ -106,28 +119,35 @@ class FusedPublished:
         return full[..., :height, :width].float()
 
     def _run(self, x: Tensor) -> Tensor:
+        """Full size; the order of the sums lets go of the large features as early as can be."""
         kt0, kt2, kt4 = self._back_project(x)
-        features4, _ = self._b["4"](kt4, kt4)
-        features2, _ = self._b["2"](self._fuse(self._b_fusion, kt2, features4), kt2)
-        full = self._b["0"](self._fuse(self._b_fusion, kt0, features2), kt0)[1]
-        return cast("Tensor", full)
+        features = self._b["4"]([kt4], kt4)
+        features = self._b["2"]([self._fuse(self._b_fusion, kt2, features)], kt2)
+        entry = [self._fuse(self._b_fusion, kt0, features)]
+        del features
+        return self._b["0"](entry, kt0)
 
     def _back_project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kt0, kt2, kt4 = (self._pointwise(s, x[..., ::n, ::n]) for s, n in zip(SCALES, (1, 2, 4), strict=True))
-        fused0 = self._fuse(self._kt_fusion, kt0, kt2)
+        (own0, far0), (own2, far2), (own4,) = (self._kt_out[s] for s in SCALES)
+        kt2, kt4 = (self._pointwise(s, x[..., ::n, ::n]) for s, n in (("2", 2), ("4", 4)))
         first = up(self._kt_fusion.fine(kt2), 2).add_(up(self._kt_fusion.coarse(kt4), 4))
         fused2 = F.avg_pool2d(self._kt_fusion.mix(first.relu_()), 2)
-        (own0, far0), (own2, far2), (own4,) = (self._kt_out[s] for s in SCALES)
-        return own0(kt0).add_(far0(fused0)), own2(kt2).add_(far2(fused2)), own4(kt4)
+        of_kt2 = far2.add_to(own2(kt2), fused2)
+        del first, fused2
+        kt0 = self._pointwise("0", x)
+        of_kt0 = own0(kt0)
+        mixed = self._kt_fusion.fine.add_to(up(self._kt_fusion.coarse(kt2), 2), kt0).relu_()
+        del kt0
+        return far0.add_to(of_kt0, self._kt_fusion.mix(mixed)), of_kt2, own4(kt4)
 
     def _pointwise(self, scale: str, x: Tensor) -> Tensor:
         for conv in self._kt[scale]:
-            x = conv(x).relu_()
+            x = conv.rectified(x)
         return x
 
     @staticmethod
     def _fuse(fusion: _Fusion, fine: Tensor, coarse: Tensor) -> Tensor:
-        return fusion.mix(up(fusion.coarse(coarse), 2).add_(fusion.fine(fine)).relu_())
+        return fusion.mix(fusion.fine.add_to(up(fusion.coarse(coarse), 2), fine).relu_())
 
     def _conv(self, weight: Tensor, bias: Tensor | None) -> Kernel:
         return Kernel.of(weight, bias, self._dtype)
@@ -158,13 +178,17 @@ class FusedPublished:
         weights = [first.weight for first, _ in layers] + [F.pad(way_out.weight, (1, 1, 1, 1))]
         biases = [first.bias for first, _ in layers] + [way_out.bias]
         channels = weights[0].shape[1]
-        entry = self._conv(torch.cat([w[:, :channels] for w in weights]), torch.cat(cast("list[Tensor]", biases)))
+        entry = torch.cat([w[:, :channels] for w in weights])
         cuts = pairwise(range(channels, channels + DENSE_GROWTH * DENSE_LAYERS + 1, DENSE_GROWTH))
-        later = tuple(
-            self._conv(torch.cat([w[:, low:high] for w in weights[d + 1 :]]), None)
-            for d, (low, high) in enumerate(cuts)
+        later = [
+            F.pad(torch.cat([w[:, low:high] for w in weights[d:]]), (0, 0, 0, 0, 0, 0, d * DENSE_GROWTH, 0))
+            for d, (low, high) in enumerate(cuts, 1)
+        ]
+        return _Dense(
+            self._conv(entry, torch.cat(cast("list[Tensor]", biases))),
+            tuple(self._conv(second.weight, second.bias) for _, second in layers),
+            tuple(self._conv(weight, None) for weight in later),
         )
-        return _Dense(entry, tuple(self._conv(s.weight, s.bias) for _, s in layers), later)
 
     def _rows(self, out: nn.Conv2d) -> _Rows:
         by_row = out.weight[0].permute(1, 0, 2)[:, :, None]  # (row, channel, 1, column)
