@@ -30,9 +30,12 @@ BASE_BYTES = 600_000_000
 
 _DEFAULT_TILE_PX = 2048
 _SMALLEST_TILE_PX = 256
-_BLOCK_BYTES = 700_000_000
-"""Blocks are kept to this on a CPU, so that the default network takes less than 1.5 GB on two cores, and those of
-methods that need depth everywhere, so that a deep stack does not become one block."""
+_BLOCK_BYTES = 500_000_000
+"""Blocks are kept to this on a CPU, so that a network takes less than 1.5 GB on two cores, and those of methods that
+need depth everywhere, so that a deep stack does not become one block."""
+_SHARED_TILE_PX = 512
+"""A block of a hungry network is not made smaller than this for that: it takes twice as much, and half as many run at
+once, with more threads each. Cut further, more of it would be rim than image."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Needs:
 class Share:
     """How the machine is shared out among blocks.
 
-    A core each: two threads on one block take less memory, but wait for each other where a third one reads and writes.
+    A core each, unless a block would be too small for that (`at_once`): two threads on one block take less memory, but
+    wait for each other where a third one reads and writes.
     Measured on 2 cores, 1024 x 2048 px blocks: 12.7 s with a core each, 14.4 s with both on one, 13.7 s with no reader.
     """
 
@@ -88,14 +92,14 @@ def choose_grid(
     planes = shape[info.axes.index("Z")] if "Z" in info.axes else 1
     deep = needs.halo_zyx[0] > 0
     depth = planes if deep else min(settings.batch_size, planes)
-    target = memory_for_blocks(settings)
-    if deep or not (preferred_px or on_gpu(settings)):
-        target = min(_BLOCK_BYTES, target)
+    memory = memory_for_blocks(settings)
+    bounded = deep or not (preferred_px or on_gpu(settings))
     largest = min(preferred_px or _DEFAULT_TILE_PX, max(info.size("Y"), info.size("X")))
     rows = columns = settings.tile_size or round_up(largest, align)
 
     def too_large() -> bool:
-        return block_bytes(info, needs, (depth, rows, columns)) > target
+        most = min(memory, _BLOCK_BYTES * (1 + _may_share(needs, (rows, columns)))) if bounded else memory
+        return block_bytes(info, needs, (depth, rows, columns)) > most
 
     while settings.tile_size is None and columns > _SMALLEST_TILE_PX and too_large():
         # Halves of a tile before its quarters: the less rim, the less is computed twice.
@@ -135,10 +139,21 @@ def share_out(settings: DeconvolveSettings, info: ImageInfo, needs: Needs, grid:
         return Share(workers, 1, need, workers)  # `drive` finds out what each worker has
     workers = settings.workers or default_workers(settings)
     if settings.workers is None:
+        if not on_gpu(settings):
+            workers = at_once(needs, need, (by_axis["Y"], by_axis["X"]), workers)
         each = need + (BASE_BYTES if settings.kind == "local" else 0)
         workers = max(1, min(workers, memory_for_blocks(settings) // max(each, 1)))
     workers = min(workers, len(grid))
     return Share(workers, max(1, cpu_count() // workers), need, workers if settings.kind == "local" else 1)
+
+
+def at_once(needs: Needs, need: int, core_yx: tuple[int, int], cores: int) -> int:
+    """How many blocks of `need` bytes run on so many cores of a CPU."""
+    return max(1, cores // 2) if need > _BLOCK_BYTES and _may_share(needs, core_yx) else cores
+
+
+def _may_share(needs: Needs, core_yx: tuple[int, int]) -> bool:
+    return needs.halo_zyx[0] == 0 and max(core_yx) <= _SHARED_TILE_PX
 
 
 def block_bytes(info: ImageInfo, needs: Needs, core_zyx: tuple[int, int, int]) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mrbcr_cli.capacity import Needs, cpu_count, cpu_info, memory_for_blocks, on_gpu
+from mrbcr_cli.capacity import Needs, at_once, cpu_count, cpu_info, memory_for_blocks, on_gpu
 from mrbcr_cli.intensity import IntensityRange
 from mrbcr_cli.restore import Method, NetworkSpec, resolve_device
 from mrbcr_cli.settings import DeconvolveSettings
@@ -83,10 +83,11 @@ def measure(settings: DeconvolveSettings, spec: NetworkSpec, say: Callable[[str]
     for batch in BATCHES_ON_GPU if on_gpu(settings) else (1,):
         method = method_for(replace(spec, batch_size=batch))
         needs = Needs.of([method])
-        slots = 1 if on_gpu(settings) else cpu_count()
         for tile in TILES_PX:
             read = tile + 2 * needs.halo_zyx[1]
-            if slots * batch * read * read * needs.bytes_per_voxel > memory_for_blocks(settings):
+            need = batch * read * read * needs.bytes_per_voxel
+            slots = 1 if on_gpu(settings) else at_once(needs, need, (tile, tile), cpu_count())
+            if slots * need > memory_for_blocks(settings):
                 continue
             taken = _seconds(method, (batch, read, read), slots, max(1, cpu_count() // slots))
             found.append(TileSpeed(tile, batch, round(slots * batch * tile * tile / taken / 1e6, 3)))

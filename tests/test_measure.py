@@ -110,10 +110,12 @@ def test_a_cache_that_cannot_be_written_is_an_error(
     ("shape", "bytes_per_voxel", "blocks"),
     [
         ((1, 2048, 2048), 100, (2048, 2048)),
-        ((1, 2048, 2048), 223, (1024, 2048)),
-        ((1, 9000, 9000), 223, (1000, 1800)),
-        ((1, 9000, 300), 223, (1800, 304)),
+        ((1, 2048, 2048), 168, (1024, 2048)),
+        ((1, 9000, 9000), 168, (1000, 1800)),
+        ((1, 9000, 300), 168, (1800, 304)),
         ((1, 2048, 2048), 900, (512, 512)),
+        ((1, 2048, 2048), 1250, (512, 512)),
+        ((1, 2048, 2048), 2500, (256, 512)),
     ],
 )
 def test_blocks_are_kept_to_a_size_and_halved_before_they_are_quartered(
@@ -128,6 +130,28 @@ def test_blocks_are_kept_to_a_size_and_halved_before_they_are_quartered(
     settings = DeconvolveSettings(device="cpu")
     grid = capacity.choose_grid(settings, info, needs, shape, (0, 0, 0), {})
     assert grid.block_shape == (1, *blocks)
-    assert capacity.block_bytes(info, needs, grid.block_shape) <= 700_000_000
+    need = capacity.block_bytes(info, needs, grid.block_shape)
+    together = need * capacity.share_out(settings, info, needs, grid).workers
+    assert together <= 500_000_000 * max(2, capacity.cpu_count())
     larger = capacity.choose_grid(settings, info, needs, shape, (0, 0, 0), {}, preferred_px=2048)
     assert larger.block_shape[2] >= grid.block_shape[2]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(("bytes_per_voxel", "at_once"), [(168, lambda cores: cores), (1250, lambda cores: cores // 2)])
+def test_hungry_blocks_run_half_as_many_at_once_and_no_core_idles(
+    cores: int, bytes_per_voxel: int, at_once: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mrbcr_cli.images.base import ImageInfo
+
+    monkeypatch.setattr(capacity, "cpu_count", lambda: cores)
+    monkeypatch.setattr(capacity, "available_memory_bytes", lambda: 10**12)
+    info: Any = ImageInfo.__new__(ImageInfo)
+    for name, value in (("axes", "ZYX"), ("shape", (64, 2048, 2048))):
+        object.__setattr__(info, name, value)
+    needs, settings = capacity.Needs(8, (0, 112, 112), bytes_per_voxel), DeconvolveSettings(device="cpu")
+    grid = capacity.choose_grid(settings, info, needs, (64, 2048, 2048), (0, 0, 0), {})
+    share = capacity.share_out(settings, info, needs, grid)
+    assert share.workers == max(1, at_once(cores))
+    assert share.torch_threads == cores // share.workers
+    assert share.workers * share.bytes_per_block <= 500_000_000 * max(cores, 2)

@@ -20,7 +20,7 @@ from mrbcr_cli.network.guide import guide_of_batch
 from mrbcr_cli.network.mrbcr import Mrbcr, MrbcrSettings
 from mrbcr_cli.network.published import Published
 from mrbcr_cli.precision import with_precision_error
-from mrbcr_cli.restore import NetworkSpec, Restorer
+from mrbcr_cli.restore import NetworkSpec, Precision, Restorer
 from mrbcr_cli.weights import build_network, list_weights, load_weights
 from tests.helpers import TINY, deconvolve, pixels, spots, tiny_weights
 from tests.test_published import NAMES, published_with
@@ -169,3 +169,13 @@ def test_fused_is_the_released_network_with_its_authors_weights(shared: Path, na
         expected = network(image)[0]
         found = FusedPublished(network, torch.float32)(image)
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pixel_that_overflows_stays_no_number(precision: Precision) -> None:
+    torch.manual_seed(0)
+    restorer = Restorer(Published().eval(), 112, "cpu", precision, 1)
+    planes = np.random.default_rng(0).random((1, 40, 50), np.float32)
+    planes[0, 20, 30] = 3e38
+    found = restorer.restore(planes, IntensityRange(0, 1e-3), ((True, True),) * 3)
+    assert not np.isfinite(found[0, 20, 30])
