@@ -140,13 +140,15 @@ class RichardsonLucy:
             if self.accelerate and step > 0:
                 ahead = torch.lerp(estimate, previous, -(step - 1) / (step + 2))
                 ahead = torch.maximum(ahead, SLOWEST_FALL * estimate)
-            update = model.correction(ahead, data, weight)
-            if self.tv > 0:
-                update.div_(1 - self.tv * _curvature(ahead, model.dims, TV_FLOOR * model.span, 8 * self.tv))
-            if self.accelerate:
-                previous, estimate = estimate, update.mul_(ahead)
+            if not (self.accelerate or self.tv > 0):
+                model.improve_(estimate, data, weight)
             else:
-                ahead = estimate = estimate.mul_(update)
+                update = model.correction(ahead, data, weight)
+                if self.tv > 0:
+                    update.div_(1 - self.tv * _curvature(ahead, model.dims, TV_FLOOR * model.span, 8 * self.tv))
+                previous, estimate = estimate, update.mul_(ahead)
+                if not self.accelerate:
+                    ahead = estimate
             if step + 1 in counts:
                 yield estimate[model.window]
 

@@ -90,6 +90,10 @@ class ImagingModel:
         self._clear_margin(blurred)
         return self.correlate(blurred).clamp_(min=0).mul_(weight.inverse).add_(weight.unseen)
 
+    def improve_(self, estimate: Tensor, data: Tensor, weight: Weight) -> Tensor:
+        """Multiply the estimate in place with its correction, one iteration of Richardson-Lucy; return it."""
+        return estimate.mul_(self.correction(estimate, data, weight))
+
     def close(self) -> None:
         """Give back what it holds: nothing here."""
 

@@ -47,9 +47,23 @@ class VolumeModel(ImagingModel):
 
     def correction(self, estimate: Tensor, data: Tensor, weight: Weight) -> Tensor:
         """Return H^T(data / (H estimate + background)) / H^T 1, the factor that Richardson-Lucy multiplies with."""
+        factor = torch.empty(self.shape)
+        self._correct(estimate, data, weight, lambda z, found: factor[z].copy_(found))
+        return factor
+
+    def improve_(self, estimate: Tensor, data: Tensor, weight: Weight) -> Tensor:
+        """Multiply the estimate in place with its correction, each plane while it is in the cache; return it."""
+        self._correct(estimate, data, weight, lambda z, found: estimate[z].mul_(found))
+        return estimate
+
+    def _correct(self, estimate: Tensor, data: Tensor, weight: Weight, take: Callable[[int, Tensor], object]) -> None:
+        """Find the correction, and have `take` do with each plane of it what it likes.
+
+        What lies beyond the block along z is not compared: no plane of it is transformed back, and none has anything to
+        add.
+        """
         depth, height, width = self._block
         spectrum, plane_shape = self._spectrum, self.shape[1:]
-        factor = torch.empty(self.shape)
 
         def compare(z: int) -> None:
             blurred = torch.fft.irfft2(spectrum[z], s=plane_shape)
@@ -60,21 +74,20 @@ class VolumeModel(ImagingModel):
             torch.fft.rfft2(blurred, out=spectrum[z])
 
         def gather(z: int) -> None:
-            torch.fft.irfft2(spectrum[z], s=plane_shape, out=factor[z])
-            factor[z].clamp_(min=0).mul_(weight.inverse[z]).add_(weight.unseen[z])
+            found: Tensor = torch.fft.irfft2(spectrum[z], s=plane_shape)
+            take(z, found.clamp_(min=0).mul_(weight.inverse[z]).add_(weight.unseen[z]))
 
+        planes = self.shape[0]
         self._transform(estimate)
-        self._along_z(self.transfer, adjoint=False)
+        self._along_z(self.transfer, adjoint=False, read=planes, write=depth)
         self._crew.each(compare, depth)
-        spectrum[depth:].zero_()
-        self._along_z(self.transfer, adjoint=True)
-        self._crew.each(gather, self.shape[0])
-        return factor
+        self._along_z(self.transfer, adjoint=True, read=depth, write=planes)
+        self._crew.each(gather, planes)
 
     def _filtered(self, values: Tensor, response: Tensor, *, adjoint: bool = False) -> Tensor:
         spectrum, result = self._spectrum, torch.empty(self.shape)
         self._transform(values)
-        self._along_z(response, adjoint)
+        self._along_z(response, adjoint, read=self.shape[0], write=self.shape[0])
         self._crew.each(lambda z: torch.fft.irfft2(spectrum[z], s=self.shape[1:], out=result[z]), self.shape[0])
         return result
 
@@ -82,14 +95,17 @@ class VolumeModel(ImagingModel):
         spectrum = self._spectrum
         self._crew.each(lambda z: torch.fft.rfft2(values[z], out=spectrum[z]), self.shape[0])
 
-    def _along_z(self, response: Tensor, adjoint: bool) -> None:
-        """Transform the planes' spectra along z, multiply them with the response, and transform them back."""
-        spectrum = self._spectrum
+    def _along_z(self, response: Tensor, adjoint: bool, *, read: int, write: int) -> None:
+        """Transform the planes' spectra along z, multiply them with the response, and transform them back.
+
+        The planes from `read` on count as zero, whatever they hold; those from `write` on are left as they are.
+        """
+        spectrum, planes = self._spectrum, self.shape[0]
 
         def pass_rows(number: int) -> None:
             rows = slice(number * _ROWS, (number + 1) * _ROWS)
-            columns = multiply_(torch.fft.fft(spectrum[:, rows], dim=0), response[:, rows], adjoint)
-            spectrum[:, rows] = torch.fft.ifft(columns, dim=0)
+            columns = multiply_(torch.fft.fft(spectrum[:read, rows], n=planes, dim=0), response[:, rows], adjoint)
+            spectrum[:write, rows] = torch.fft.ifft(columns, dim=0)[:write]
 
         self._crew.each(pass_rows, -(-self.shape[1] // _ROWS))
 
