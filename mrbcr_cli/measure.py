@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ import numpy as np
 
 from mrbcr_cli.capacity import Needs, at_once, cpu_count, cpu_info, memory_for_blocks, on_gpu
 from mrbcr_cli.intensity import IntensityRange
+from mrbcr_cli.methods import ChannelMethod
 from mrbcr_cli.restore import Method, NetworkSpec, resolve_device
 from mrbcr_cli.settings import DeconvolveSettings
 from mrbcr_cli.stream.engine import method_for
@@ -30,7 +32,7 @@ from mrbcr_cli.whole_file import replace_text
 TILES_PX = (512, 768, 1024, 1536, 2048)
 BATCHES_ON_GPU = (1, 4, 16)
 _REPEATS = 3
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class TileSpeed:
     batch_size: int
     megapixels_per_s: float
     """Of the output: what is computed for the halo does not count."""
+    graphs: bool = False
+    """Whether the kernels of a tile are launched as one CUDA graph."""
 
 
 def cache_file() -> Path:
@@ -58,7 +62,8 @@ def measured(settings: DeconvolveSettings) -> TileSpeed | None:
     known = _known()
     with contextlib.suppress(ValueError, TypeError, KeyError):
         best = known[_key(settings)]["best"] if known else {}
-        speed = TileSpeed(int(best["tile_px"]), int(best["batch_size"]), float(best["megapixels_per_s"]))
+        sizes = int(best["tile_px"]), int(best["batch_size"])
+        speed = TileSpeed(*sizes, float(best["megapixels_per_s"]), bool(best["graphs"]) and on_gpu(settings))
         allowed = BATCHES_ON_GPU if on_gpu(settings) else (1,)
         return speed if speed.tile_px in TILES_PX and speed.batch_size in allowed else None
     return None
@@ -74,28 +79,58 @@ def with_measured(settings: DeconvolveSettings) -> tuple[DeconvolveSettings, int
     return settings, best.tile_px
 
 
+def with_graphs(methods: tuple[ChannelMethod, ...], settings: DeconvolveSettings) -> tuple[ChannelMethod, ...]:
+    """The methods, their networks launched as CUDA graphs where that was found best."""
+    best = measured(settings)
+    if best is None or not best.graphs:
+        return methods
+    return tuple(
+        replace(m, spec=replace(m.spec, graphs=True)) if isinstance(m.spec, NetworkSpec) else m for m in methods
+    )
+
+
 def measure(settings: DeconvolveSettings, spec: NetworkSpec, say: Callable[[str], None]) -> list[TileSpeed]:
     """Try tile and batch sizes that fit memory, keep the best for later runs, return all, the fastest first.
 
     Raises OSError where the cache cannot be written.
     """
     found = []
-    for batch in BATCHES_ON_GPU if on_gpu(settings) else (1,):
-        method = method_for(replace(spec, batch_size=batch))
+    cuda = on_gpu(settings)
+    for batch, graphs in itertools.product(BATCHES_ON_GPU, (False, True)) if cuda else ((1, False),):
+        method = method_for(replace(spec, batch_size=batch, graphs=graphs))
         needs = Needs.of([method])
         for tile in TILES_PX:
             read = tile + 2 * needs.halo_zyx[1]
             need = batch * read * read * needs.bytes_per_voxel
-            slots = 1 if on_gpu(settings) else at_once(needs, need, (tile, tile), cpu_count())
+            slots = 1 if cuda else at_once(needs, need, (tile, tile), cpu_count())
             if slots * need > memory_for_blocks(settings):
                 continue
+            size = f"tile {tile} px, batch {batch}" + (", CUDA graphs" if graphs else "")
+            plain = method_for(replace(spec, batch_size=batch))
+            if graphs and (why := _disagrees(method, plain, (batch, read, read))):
+                say(f"{size}: not used ({why})")
+                continue
             taken = _seconds(method, (batch, read, read), slots, max(1, cpu_count() // slots))
-            found.append(TileSpeed(tile, batch, round(slots * batch * tile * tile / taken / 1e6, 3)))
-            say(f"tile {tile} px, batch {batch}: {found[-1].megapixels_per_s} Mpixel/s of output")
+            found.append(TileSpeed(tile, batch, round(slots * batch * tile * tile / taken / 1e6, 3), graphs))
+            say(f"{size}: {found[-1].megapixels_per_s} Mpixel/s of output")
     found.sort(key=lambda speed: -speed.megapixels_per_s)
     if found:
         _remember(settings, found)
     return found
+
+
+def _disagrees(method: Method, plain: Method, shape_zyx: tuple[int, int, int]) -> str:
+    """Why a method that should do what another does is not to be used; empty where it may be."""
+    drawn = np.random.default_rng(1).random((2, *shape_zyx), np.float32)
+    inner = ((True, True), (False, False), (False, False))
+    try:
+        # The second block is launched from the recording of the first.
+        found = [method.restore(block, IntensityRange(0, 1), inner) for block in drawn]
+    except RuntimeError as error:
+        return f"it failed: {str(error).splitlines()[0]}"
+    expected = [plain.restore(block, IntensityRange(0, 1), inner) for block in drawn]
+    off = float(np.abs(np.stack(found) - np.stack(expected)).max())
+    return "" if off < 1e-3 else f"the result is off by {off:.2g} of the range"
 
 
 def _seconds(method: Method, shape_zyx: tuple[int, int, int], slots: int, torch_threads: int) -> float:

@@ -20,7 +20,7 @@ from mrbcr_cli.errors import InputError
 from mrbcr_cli.images import OutputFormat, SourceSpec, open_source
 from mrbcr_cli.images.base import ImageInfo, ImageReader, OutputSpec
 from mrbcr_cli.intensity import IntensityRange
-from mrbcr_cli.measure import with_measured
+from mrbcr_cli.measure import with_graphs, with_measured
 from mrbcr_cli.methods import ChannelMethod, here, plan_methods
 from mrbcr_cli.places import is_remote
 from mrbcr_cli.settings import DeconvolveSettings, parse_selection
@@ -106,6 +106,7 @@ def outline(reader: ImageReader, settings: DeconvolveSettings, output_format: Ou
     picks, offset, shape = _selection(info, settings)
     channels = picks.get("C", (0,))
     methods = plan_methods(settings, info, channels, lambda t, c, z: sample_plane(reader, settings, t, c, z))
+    methods = with_graphs(methods, settings)
     percentiles = tuple(settings.percentiles or m.percentiles for m in methods)
     specs = dict.fromkeys(m.spec if settings.kind == "threads" else here(m.spec) for m in methods)
     needs = Needs.of([method_for(spec) for spec in specs])

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -32,7 +32,7 @@ FloatBlock = NDArray[np.float32]
 Edges = tuple[bool, bool, bool, bool]
 """Where a block ends at the image's border: top, bottom, left, right."""
 Runner = Callable[[Any, Edges], Any]
-"""From a batch (N, 1, H, W) float32 on the device to the deconvolved one."""
+"""From a batch (N, 1, H, W) float32 on the device to the deconvolved one; it does not write to the batch."""
 
 _MIN_TILE_PX = 64
 _RUNNERS = 16
@@ -133,6 +133,8 @@ class NetworkSpec:
     precision: Precision
     batch_size: int
     halo_px: int
+    graphs: bool = False
+    """Whether a CUDA device gets the kernels of a tile as one graph."""
 
     def build(self) -> Restorer:
         """Load the weights and build the restorer. Raises InputError when the file is not the one that was planned."""
@@ -142,13 +144,16 @@ class NetworkSpec:
         if loaded.sha256 != self.sha256:
             raise InputError(f"{self.weights}: the weights changed since the run was planned; start it again")
         device = resolve_device(self.device)
-        return Restorer(build_network(loaded), self.halo_px, device, self.precision, self.batch_size)
+        network = build_network(loaded)
+        return Restorer(network, self.halo_px, device, self.precision, self.batch_size, graphs=self.graphs)
 
 
 class Restorer:
     """A network with its device and precision; fulfils Method. One per worker process; `restore` is thread-safe."""
 
-    def __init__(self, network: Any, halo_px: int, device: str, precision: Precision, batch_size: int) -> None:
+    def __init__(
+        self, network: Any, halo_px: int, device: str, precision: Precision, batch_size: int, *, graphs: bool = False
+    ) -> None:
         import torch
 
         # TF32 would round products to 10 bits where fp32 was asked for.
@@ -157,7 +162,7 @@ class Restorer:
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()
         self._runners: dict[Any, Runner] = {}
         self._device = device
-        self._lanes = Lanes(device)
+        self._lanes = Lanes(device, graphs=graphs)
         self._batch_size = batch_size
         self.guided = getattr(network, "tones", None) is not None
         self.alignment_px: int = network.alignment_px
@@ -186,21 +191,23 @@ class Restorer:
         missing = [(0, 0)] + [(0, max(MIN_SIZE_PX - size, 0)) for size in (height, width)]
         planes = _reflect(block_zyx, missing) if any(after for _, after in missing) else block_zyx
         edges = (*at_border[1], *at_border[2])
-        run = self._runner(intensity)
+        run, name = self._runner(intensity)
         limit = self._tile_limit_px or max(planes.shape[1:])
         out = np.empty(planes.shape, np.float32)
         for first in range(0, len(planes), self._batch_size):
             some = slice(first, first + self._batch_size)
-            limit = self._run_halving(run, planes[some], edges, out[some], limit)
+            limit = self._run_halving(run, name, planes[some], edges, out[some], limit)
         if self._leaves_holes:
             give_back_idle_memory()
         return np.ascontiguousarray(out[:, :height, :width])
 
-    def _run_halving(self, run: Runner, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int) -> int:
+    def _run_halving(
+        self, run: Runner, name: Hashable, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int
+    ) -> int:
         """Run planes in tiles of at most `limit` px, halving it on out-of-memory; return the limit that worked."""
         while True:
             try:
-                self._run_tiles(run, planes, edges, out, limit)
+                self._run_tiles(run, name, planes, edges, out, limit)
                 return limit
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -212,12 +219,14 @@ class Restorer:
                 self._notes.append(f"out of memory on {self._device}: went on with tiles of {limit} px")
             _release_cached_memory(self._device)
 
-    def _run_tiles(self, run: Runner, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int) -> None:
+    def _run_tiles(
+        self, run: Runner, name: Hashable, planes: FloatBlock, edges: Edges, out: FloatBlock, limit: int
+    ) -> None:
         from mrbcr_cli.stream.blocks import Grid, round_up
 
         shape = planes.shape
         if limit >= max(shape[1:]):
-            self._lanes.carry(planes, lambda batch: run(batch, edges), out)
+            self._lanes.carry(planes, lambda batch: run(batch, edges), out, (name, edges))
             return
         halo = round_up(self.halo_zyx[1], self.alignment_px)
         grid = Grid("ZYX", shape, shape, (shape[0], limit, limit), (0, halo, halo), (0, 0, 0), {})
@@ -226,11 +235,14 @@ class Restorer:
             (top, bottom), (left, right) = block.at_border[1:]
             sides = (edges[0] and top, edges[1] and bottom, edges[2] and left, edges[3] and right)
             tile = np.empty_like(planes[block.read])
-            self._lanes.carry(planes[block.read], lambda batch, sides=sides: run(batch, sides), tile)  # type: ignore[misc]
+            work = lambda batch, sides=sides: run(batch, sides)  # noqa: E731
+            self._lanes.carry(planes[block.read], work, tile, (name, sides))
             out[block.core] = tile[block.crop]
 
-    def _runner(self, intensity: IntensityRange) -> Runner:
-        """The network made ready for a channel: with its guide, in the precision that it can stand, in image units."""
+    def _runner(self, intensity: IntensityRange) -> tuple[Runner, Hashable]:
+        """The network made ready for a channel: with its guide, in the precision that it can stand, in image units; and
+        a name for it that no other has.
+        """
         import torch
 
         dtype = torch.float32 if intensity.needs_fp32 else self._dtype
@@ -244,14 +256,14 @@ class Restorer:
                 torch.cuda.synchronize(self._device)  # the streams of other threads do not wait for its kernels
         low, width, inverse = (float(np.float32(v)) for v in (intensity.low, intensity.width, 1 / intensity.width))
 
-        def in_image_units(batch: Any, edges: Edges) -> Any:
+        def in_image_units(batch: Any, at_border: Edges) -> Any:
             """On the device: what a lane brings and takes is in the units of the image."""
             scaled = (batch - low).mul_(inverse)
-            found = runner(scaled, edges).float().mul_(width).add_(low)
+            found = runner(scaled, at_border).float().mul_(width).add_(low)
             # A pixel beyond what float32 holds stays no number; the ReLU of a kernel may have made it a plausible one.
             return found.add_(scaled.sub_(scaled))
 
-        return in_image_units
+        return in_image_units, (key, low, width)
 
     def _make_runner(self, dtype: Any, guide: tuple[float, ...] | None) -> Runner:
         import torch

@@ -155,3 +155,44 @@ def test_hungry_blocks_run_half_as_many_at_once_and_no_core_idles(
     assert share.workers == max(1, at_once(cores))
     assert share.torch_threads == cores // share.workers
     assert share.workers * share.bytes_per_block <= 500_000_000 * max(cores, 2)
+
+
+@pytest.mark.parametrize(("off", "used"), [(0.0, True), (0.1, False), (None, False)])
+def test_graphs_are_used_where_they_are_faster_and_do_the_same(
+    off: float | None, used: bool, weights: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a method in place of the network: what stands for graphs is off by so much, or fails."""
+    from mrbcr_cli.images import find_source
+    from mrbcr_cli.plan import make_plan
+
+    settings = DeconvolveSettings(model=(str(weights),))
+    source = find_source(str(image))
+    plain: Any = make_plan(source, settings, "ome-zarr").methods[0]
+
+    class Graphs:
+        alignment_px, halo_zyx, bytes_per_voxel = 8, (0, 16, 16), 100
+
+        def __init__(self, spec: Any) -> None:
+            self.graphs = spec.graphs
+
+        def restore(self, block: Any, *_: object) -> Any:
+            if self.graphs and off is None:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return block + (off if self.graphs else 0.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "on_gpu", lambda _: True)
+        patch.setattr(measure, "method_for", Graphs)
+        patch.setattr(measure, "TILES_PX", (64,))
+        patch.setattr(measure, "BATCHES_ON_GPU", (1,))
+        patch.setattr(measure, "_seconds", lambda method, *_: 0.5 if method.graphs else 1.0)
+        said: list[str] = []
+        found = measure.measure(settings, plain.spec, said.append)
+        best = measured(settings)
+    assert [speed.graphs for speed in found] == ([True, False] if used else [False])
+    assert best == found[0]
+    assert used or "not used" in said[-1]
+    monkeypatch.setattr(measure, "measured", lambda _: best)
+    method: Any = make_plan(source, settings, "ome-zarr").methods[0]
+    assert method.spec.graphs is used
+    assert method.fingerprint == plain.fingerprint, "they change no pixel, so a run may go on with or without them"

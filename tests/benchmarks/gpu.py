@@ -1,4 +1,5 @@
-"""The default network on a CUDA device: bare in half precision, and from memory to memory as a run does it.
+"""The default network on a CUDA device: bare in half precision, and from memory to memory as a run does it, with and
+without CUDA graphs.
 
 Without a device there are no rows but one that says so.
 """
@@ -49,16 +50,18 @@ def measure(scratch: Path, quick: bool) -> list[dict[str, Any]]:
         value = round(_TILES * pixels / taken, 1)
         rows.append({"figure": f"bare network, {dtype}", "value": value, "unit": "Mpixel/s", "note": note})
     blocks = [np.random.default_rng(k).random((1, _TILE_PX, _TILE_PX), np.float32) for k in range(4)]
-    restorer = Restorer(network, 96, "cuda", "fp16", 1)
     intensity, inner = IntensityRange(0, 1, guide=guide), ((True, True), (False, False), (False, False))
-    for threads in (2, 4, 8):
-        with ThreadPoolExecutor(threads) as pool:
+    for graphs in (False, True):
+        restorer = Restorer(network, 96, "cuda", "fp16", 1, graphs=graphs)
+        for threads in (2, 4, 8):
+            with ThreadPoolExecutor(threads) as pool:
 
-            def end_to_end(pool: ThreadPoolExecutor = pool) -> None:
-                list(pool.map(lambda k: restorer.restore(blocks[k % 4], intensity, inner), range(_TILES)))
+                def end_to_end(pool: ThreadPoolExecutor = pool, restorer: Restorer = restorer) -> None:
+                    list(pool.map(lambda k: restorer.restore(blocks[k % 4], intensity, inner), range(_TILES)))
 
-            taken, spread = median_s(end_to_end, repeats)
-        note = f"fp16, spread {100 * spread / taken:.0f} %; bar 150, aim 500"
-        value = round(_TILES * pixels / taken, 1)
-        rows.append({"figure": f"from memory, {threads} threads", "value": value, "unit": "Mpixel/s", "note": note})
+                taken, spread = median_s(end_to_end, repeats)
+            note = f"fp16, spread {100 * spread / taken:.0f} %; bar 150, aim 500"
+            value = round(_TILES * pixels / taken, 1)
+            figure = f"from memory, {threads} threads" + (", CUDA graphs" if graphs else "")
+            rows.append({"figure": figure, "value": value, "unit": "Mpixel/s", "note": note})
     return rows
