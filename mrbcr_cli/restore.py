@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ Runner = Callable[[Any, Edges], Any]
 """From a batch (N, 1, H, W) float32 on the device to the deconvolved one; it does not write to the batch."""
 
 _MIN_TILE_PX = 64
+_LARGE_BYTES = 1_100_000_000
 _RUNNERS = 16
 """Channels whose kernels are kept; each takes about a megabyte."""
 
@@ -83,9 +85,18 @@ def tune_allocator() -> bool:
 
 
 def give_back_idle_memory() -> None:
-    """Hand the pages of freed activations to the kernel (glibc; elsewhere nothing)."""
-    with contextlib.suppress(AttributeError):  # musl and macOS have none
-        ctypes.CDLL(None).malloc_trim(0)
+    """Hand the pages of freed activations to the kernel where the process has grown large (glibc; elsewhere nothing).
+
+    Not always: to get them again takes as long as a part of the network.
+    """
+    try:
+        with open("/proc/self/statm", encoding="ascii") as sizes:  # noqa: PTH123 - a kernel file
+            resident = int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return
+    if resident > _LARGE_BYTES:
+        with contextlib.suppress(AttributeError):  # musl has none
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def resolve_device(name: str) -> str:
