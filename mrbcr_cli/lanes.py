@@ -9,6 +9,7 @@ That pays where kernels are short, and is used only where `mrbcr info --plan --m
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
@@ -100,7 +101,7 @@ class Lanes:
 
             stream: Any = torch.cuda.Stream(torch.device(self._device))  # type: ignore[no-untyped-call]
             recorder = GraphRecorder(stream) if self._graphs else None
-            on_stream = lambda: torch.cuda.stream(stream)  # noqa: E731
+            on_stream = functools.partial(torch.cuda.stream, stream)
             self._own.lane = StagedLane(self._device, stream, on_stream, pinned=True, recorder=recorder)
         lane: StagedLane = self._own.lane
         return lane

@@ -37,6 +37,7 @@ Runner = Callable[[Any, Edges], Any]
 
 _MIN_TILE_PX = 64
 _LARGE_BYTES = 1_100_000_000
+"""Resident memory of a process above which what lies idle is given back."""
 _RUNNERS = 16
 """Channels whose kernels are kept; each takes about a megabyte."""
 

@@ -135,10 +135,7 @@ class FusedPublished:
         of_kt2 = far2.add_to(own2(kt2), fused2)
         del first, fused2
         kt0 = self._pointwise("0", x)
-        of_kt0 = own0(kt0)
-        mixed = self._kt_fusion.fine.add_to(up(self._kt_fusion.coarse(kt2), 2), kt0).relu_()
-        del kt0
-        return far0.add_to(of_kt0, self._kt_fusion.mix(mixed)), of_kt2, own4(kt4)
+        return far0.add_to(own0(kt0), self._fuse(self._kt_fusion, kt0, kt2)), of_kt2, own4(kt4)
 
     def _pointwise(self, scale: str, x: Tensor) -> Tensor:
         for conv in self._kt[scale]:

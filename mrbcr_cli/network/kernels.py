@@ -43,19 +43,14 @@ class Kernel:
         if not joins(features):
             return self(features, above, below).relu_()
         rows, padding = self._rows(features, above, below)
-        out = torch.ops.mkldnn._convolution_pointwise(
-            features, self.weight, self.bias, padding, (1, 1), (1, 1), 1, "relu", [], ""
-        )
-        return cast("Tensor", out)[:, :, rows]
+        return _with_relu(features, self, padding)[:, :, rows]
 
     def add_to(self, target: Tensor, features: Tensor, above: int = 0, below: int = 0) -> Tensor:
         """Add the convolution to `target`, of its shape and also channels last; return `target`."""
         rows, padding = self._rows(features, above, below)
         if rows != slice(None) or not joins(features) or not target.is_contiguous(memory_format=torch.channels_last):
             return target.add_(self(features, above, below))
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            target, features, self.weight, self.bias, padding, (1, 1), (1, 1), 1, "add", 1.0, None, [], None
-        )
+        _added_to(target, features, self, padding)
         return target
 
     def _rows(self, features: Tensor, above: int, below: int) -> tuple[slice, tuple[int, int]]:
@@ -65,6 +60,16 @@ class Kernel:
             return slice(None), (0, width)
         kept = slice(above, features.shape[2] - below) if above or below else slice(None)
         return kept, (height, width)
+
+
+def _with_relu(features: Tensor, kernel: Kernel, padding: tuple[int, int]) -> Tensor:
+    run = torch.ops.mkldnn._convolution_pointwise
+    return cast("Tensor", run(features, kernel.weight, kernel.bias, padding, (1, 1), (1, 1), 1, "relu", [], ""))
+
+
+def _added_to(target: Tensor, features: Tensor, kernel: Kernel, padding: tuple[int, int]) -> None:
+    run = torch.ops.mkldnn._convolution_pointwise_.binary
+    run(target, features, kernel.weight, kernel.bias, padding, (1, 1), (1, 1), 1, "add", 1.0, None, [], None)
 
 
 def joins(features: Tensor) -> bool:
@@ -82,15 +87,11 @@ def _can_join(dtype: torch.dtype) -> bool:
     x, weight = (torch.randn(shape, generator=drawn).to(dtype) for shape in ((1, 8, 9, 7), (8, 8, 3, 3)))
     x = x.contiguous(memory_format=torch.channels_last)
     kernel, target = Kernel.of(weight, None, dtype), x.clone()
-    one = (1, 1)
     try:
         with torch.inference_mode():
             plain = kernel(x)
-            ops = torch.ops.mkldnn
-            relu = ops._convolution_pointwise(x, kernel.weight, None, one, one, one, 1, "relu", [], "")
-            ops._convolution_pointwise_.binary(
-                target[:, :, 2:6], x[:, :, 1:7], kernel.weight, None, (0, 1), one, one, 1, "add", 1.0, None, [], None
-            )
+            relu = _with_relu(x, kernel, (1, 1))
+            _added_to(target[:, :, 2:6], x[:, :, 1:7], kernel, (0, 1))
     except (AttributeError, RuntimeError, TypeError):
         return False
     expected = x.clone()

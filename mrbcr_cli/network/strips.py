@@ -68,9 +68,12 @@ def _join_(second: Kernel, passing: Tensor | None, rows: Tensor, features: Tenso
 def _strips(features: Tensor) -> Iterator[tuple[slice, int, int]]:
     """Of each strip the images (a part of the batch), its first row and the one after its last."""
     count, channels, height, width = features.shape
-    row_bytes = max(channels * width * features.element_size(), 1)
-    images = count if features.device.type != "cpu" else max(STRIP_BYTES // (height * row_bytes), 1)
-    rows = height if images > 1 or features.device.type != "cpu" else max(STRIP_BYTES // row_bytes, _SHORTEST)
+    row_bytes = channels * width * features.element_size()
+    if features.device.type != "cpu":
+        images, rows = count, height
+    else:
+        images = max(STRIP_BYTES // (height * row_bytes), 1)
+        rows = height if images > 1 else max(STRIP_BYTES // row_bytes, _SHORTEST)
     for first in range(0, count, images):
         for low in range(0, height, rows):
             yield slice(first, min(first + images, count)), low, min(low + rows, height)
